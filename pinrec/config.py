@@ -1,0 +1,134 @@
+"""Every size and rate of the model, in one place.
+
+No torch here: the event path validates against the vocabulary and must stay light.
+"""
+
+from functools import cached_property
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Mode = Literal["unconditioned", "outcome", "multi_token"]
+Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.:-]+$")]
+Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Frozen(BaseModel):
+    """Settings never change after they are read, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Action(Frozen):
+    """One declared action. An engaging action is an outcome the model can aim at."""
+
+    name: Name
+    engaging: bool = True
+
+
+class Vocabulary(Frozen):
+    """The declared actions and surfaces; a position in each tuple is the model's index."""
+
+    actions: tuple[Action, ...] = (
+        Action(name="impression", engaging=False),
+        Action(name="hide", engaging=False),
+        Action(name="search", engaging=False),
+        Action(name="click"),
+        Action(name="save"),
+        Action(name="share"),
+    )
+    surfaces: tuple[Name, ...] = ("home", "search", "related")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        for field, names in (
+            ("actions", [a.name for a in self.actions]),
+            ("surfaces", list(self.surfaces)),
+        ):
+            if not names or len(names) != len(set(names)):
+                raise ValueError(f"{field}: declare at least one, each name once")
+        if not self.outcomes:
+            raise ValueError("actions: at least one must be engaging")
+        return self
+
+    @cached_property
+    def action_index(self) -> dict[str, int]:
+        """Action name -> index."""
+        return {action.name: i for i, action in enumerate(self.actions)}
+
+    @cached_property
+    def surface_index(self) -> dict[str, int]:
+        """Surface name -> index."""
+        return {name: i for i, name in enumerate(self.surfaces)}
+
+    @cached_property
+    def engaging(self) -> frozenset[int]:
+        """Indices of the engaging actions."""
+        return frozenset(i for i, action in enumerate(self.actions) if action.engaging)
+
+    @cached_property
+    def outcomes(self) -> tuple[str, ...]:
+        """Names of the engaging actions: what a budget may be spent on."""
+        return tuple(action.name for action in self.actions if action.engaging)
+
+
+class ModelConfig(Frozen):
+    """Shape of the model. The defaults fit two cores; the paper's are 12 layers, 12 heads, 768 wide."""
+
+    width: int = Field(64, ge=8, description="D: width of tokens and of item vectors")
+    layers: int = Field(2, ge=1)
+    heads: int = Field(2, ge=1)
+    history: int = Field(256, ge=2, description="most events of a user that are kept and encoded")
+    stride: int = Field(64, ge=1, description="the window's start moves on by this many events")
+    hash_tables: int = Field(2, ge=1, description="k of the multi-hash ID embedding")
+    hash_buckets: int = Field(16_384, ge=2, description="rows of each ID table")
+    id_width: int = Field(64, ge=2, description="width of the ID embedding, all tables together")
+    bag_buckets: int = Field(8_192, ge=2, description="rows of the table of hashed content features")
+    bag_size: int = Field(16, ge=1, description="most content features of one item or query")
+    bag_width: int = Field(32, ge=1)
+    content_width: int = Field(0, ge=0, description="length of ItemUpdate.embedding; 0 = none")
+    dropout: float = Field(0.1, ge=0, lt=1)
+    offsets_s: tuple[float, ...] = Field(
+        (0.0, 30.0, 60.0, 180.0), min_length=1, description="time offsets generated in one step, in seconds"
+    )
+    max_offset_s: float = Field(86_400.0, gt=0, description="longer offsets and pauses count as this")
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.width % (2 * self.heads):
+            raise ValueError("width: must be a multiple of twice the number of heads")
+        if self.id_width % self.hash_tables:
+            raise ValueError("id_width: must be a multiple of hash_tables")
+        if self.stride >= self.history:
+            raise ValueError("stride: must be smaller than history")
+        return self
+
+
+class TrainingConfig(Frozen):
+    """How the weights are fitted."""
+
+    batch_users: int = Field(32, ge=1, description="user windows in one step")
+    window: int = Field(64, ge=2, description="events of one training window")
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    uniform_negatives: int = Field(512, ge=1, description="drawn per step, shared by the batch")
+    in_batch_negatives: bool = True
+    feed_relaxation: bool = True
+    log_q: bool = True
+    initial_steps: int = Field(600, ge=1, description="steps of the first model")
+    round_steps: int = Field(60, ge=1, description="most steps of a later round")
+    threads: int = Field(1, ge=1, description="torch threads of the trainer")
+    seed: int = 0
+
+
+class GenerationConfig(Frozen):
+    """How answers are made."""
+
+    mode: Mode = "multi_token"
+    steps: int = Field(2, ge=1, le=64, description="decode steps; each emits outcomes x offsets embeddings")
+    compression: float = Field(0.95, gt=-1, le=1, description="embeddings with a higher cosine are merged")
+    overfetch: float = Field(2.0, ge=1, description="candidates fetched per slot before filters")
+    max_k: int = Field(500, ge=1, description="largest k a request may ask for")
+    default_outcomes: dict[str, Share] | None = Field(
+        None, description="budget when a request names none; None = as frequent as in training"
+    )

@@ -1,0 +1,1 @@
+"""Answers out: the Ray Serve application, its HTTP API, its client and the command line."""

@@ -1,0 +1,36 @@
+"""The one settings model: the `args:` of a deploy file, validated by Ray Serve when it is deployed."""
+
+from pydantic import Field, SecretStr
+
+from pinrec.config import Frozen, GenerationConfig, ModelConfig, TrainingConfig, Vocabulary
+from streaming.config import IngestSettings, KafkaSettings, StateSettings, TrainerSettings
+
+
+class ServingSettings(Frozen):
+    """The request path."""
+
+    max_batch: int = Field(32, ge=1, description="users generated for in one batch")
+    max_queue: int = Field(512, ge=1, description="queries that may wait in a replica; more get 503")
+    deadline_s: float = Field(2.0, gt=0, description="a query that waited longer gets 503")
+    event_k: int = Field(20, ge=1, description="length of the lists made for new events")
+    degraded_after_s: float = Field(10.0, gt=0, description="staleness above which answers are marked degraded")
+    poll_models_s: float = Field(1.0, gt=0, description="how often a replica looks at the registry's pointer")
+    threads: int = Field(1, ge=1, description="torch threads of a replica")
+    admin_token: SecretStr | None = Field(
+        None, description="for deletions and model changes; none = read from <state.root>/admin-token"
+    )
+
+
+class AppSettings(Frozen):
+    """Everything a PinRec application is told."""
+
+    state: StateSettings = StateSettings()
+    kafka: KafkaSettings = KafkaSettings()
+    vocabulary: Vocabulary = Vocabulary()
+    ingest: IngestSettings = IngestSettings()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    generation: GenerationConfig = GenerationConfig()
+    trainer: TrainerSettings = TrainerSettings()
+    serving: ServingSettings = ServingSettings()
+    pinned_version: str | None = Field(None, description="serve this version whatever the trainer publishes")

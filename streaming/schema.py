@@ -1,0 +1,266 @@
+"""The wire: one definition of each message gives validation, JSON Schema and documentation.
+
+Kafka and HTTP decode events through the same `EventCodec`, so what one refuses the other refuses.
+"""
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from pinrec.config import Vocabulary
+
+MAX_MESSAGE_BYTES: Final = 64 * 1024
+MAX_FUTURE_S: Final = 300.0
+
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def _plain(text: str) -> str:
+    if _CONTROL.search(text):
+        raise ValueError("must not hold control characters such as newlines")
+    if len(text.encode()) > 256:
+        raise ValueError("must be at most 256 bytes of UTF-8; send a shorter id, such as a hash of it")
+    return text
+
+
+def _seconds(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError(
+                "send epoch seconds as a number, or an RFC 3339 time such as 2026-01-31T12:00:00Z"
+            ) from None
+        if moment.tzinfo is None:
+            raise ValueError("the time has no offset; end it with Z or +hh:mm")
+        return moment.timestamp()
+    return value
+
+
+Id = Annotated[str, StringConstraints(min_length=1), AfterValidator(_plain)]
+"""1 to 256 bytes of UTF-8 without control characters."""
+
+Timestamp = Annotated[float, BeforeValidator(_seconds), Field(allow_inf_nan=False), Field(ge=0)]
+"""Epoch seconds; RFC 3339 text is accepted."""
+
+
+class Message(BaseModel):
+    """Messages refuse unknown fields: a misspelt one would be lost in silence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class UserEvent(Message):
+    """Something a user did. Topic `pinrec.events`, key = user_id."""
+
+    event_id: Annotated[Id | None, Field(description="dedupe key; topic, partition and offset where absent")] = None
+    user_id: Id
+    item_id: Annotated[Id | None, Field(description="may be left out for a query")] = None
+    action: Annotated[str, Field(description="one of the declared actions")]
+    surface: Annotated[str, Field(description="one of the declared surfaces")]
+    timestamp: Timestamp
+    item_type: Literal["item", "query"] = "item"
+    query: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
+    feed_id: Annotated[Id | None, Field(description="one feed view; order inside it is arbitrary")] = None
+    request_id: Annotated[Id | None, Field(description="the recommendation this event answers")] = None
+    position: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _has_subject(self) -> "UserEvent":
+        if self.item_type == "query":
+            if self.query is None or not self.subject:
+                raise ValueError("query: a query event must carry the text of the query")
+        elif self.item_id is None:
+            raise ValueError("item_id: an item event must name the item")
+        return self
+
+    @property
+    def subject(self) -> str:
+        """What a history holds: the item id, or a query's text with single spaces."""
+        return " ".join((self.query or "").split()) if self.item_type == "query" else self.item_id or ""
+
+
+class ItemUpdate(Message):
+    """An item as it is now. Topic `pinrec.items`, key = item_id, compacted; a null value deletes it."""
+
+    item_id: Id
+    title: Annotated[str, Field(max_length=512)] = ""
+    categories: Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(max_length=64, strict=False)] = ()
+    embedding: (
+        Annotated[
+            tuple[Annotated[float, Field(allow_inf_nan=False)], ...],
+            Field(min_length=1, max_length=2048, strict=False, description="content embedding, if any"),
+        ]
+        | None
+    ) = None
+    created_at: Timestamp = 0.0
+
+
+class SequenceInfo(Message):
+    """What the answer knew of the user."""
+
+    length: Annotated[int, Field(ge=0, description="events in the history")]
+    last_event_at: Annotated[float | None, Field(description="timestamp of the newest event, epoch s")] = None
+    last_event_id: str | None = None
+    staleness_ms: Annotated[
+        float | None,
+        Field(ge=0, description="every event Kafka held this long before the answer is in it"),
+    ] = None
+
+
+class RecommendedItem(Message):
+    """One item of a list, and the embedding that found it."""
+
+    item_id: str
+    score: float
+    outcome: Annotated[str | None, Field(description="the outcome aimed at; null where none was")] = None
+    offset_s: Annotated[float | None, Field(description="the time offset aimed at, in s")] = None
+    step: Annotated[int | None, Field(ge=0, description="the decode step, from 0")] = None
+    title: str | None = None
+
+
+class Recommendation(Message):
+    """A list for a user: the HTTP answer, and what `pinrec.recommendations` carries (key = user_id)."""
+
+    request_id: str
+    user_id: str
+    model_version: str
+    created_at: Annotated[float, Field(description="epoch s")]
+    trigger: Annotated[Literal["query", "event"], Field(description="asked for, or made for a new event")]
+    source: Annotated[Literal["model", "popular"], Field(description="popular: nothing is known of this user yet")] = (
+        "model"
+    )
+    degraded: Annotated[bool, Field(description="true while a part is down and the answer may lack events")]
+    sequence: SequenceInfo
+    items: list[RecommendedItem]
+
+
+class ModelAnnouncement(Message):
+    """A new version is in the registry. Topic `pinrec.models`."""
+
+    version: str
+    created_at: float
+    trained_until: Annotated[float, Field(description="Kafka time of the newest event it was trained on, epoch s")]
+    metrics: dict[str, float]
+
+
+class DeadLetter(Message):
+    """An event that was refused. Topic `pinrec.dead-letters`; the bytes come along, base64, cut at 64 KiB."""
+
+    topic: str
+    partition: int
+    offset: int
+    field: str
+    reason: str
+    key: str | None
+    value: str | None
+    refused_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """A null value under a user's key: forget the user."""
+
+    user_id: str
+
+
+class BadEventError(ValueError):
+    """An event that cannot be taken; `field` is at fault and `reason` says the remedy."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field, self.reason = field, reason
+
+
+class EventCodec:
+    """Bytes of the event topic <-> checked events.
+
+    Args:
+        vocabulary: the declared actions and surfaces.
+        max_future_s: how far ahead of this machine's clock a timestamp may be.
+        clock: epoch seconds; replaced in tests.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        max_future_s: float = MAX_FUTURE_S,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.vocabulary = vocabulary
+        self._max_future_s = max_future_s
+        self._clock = clock
+
+    def decode(self, key: bytes | None, value: bytes | None) -> UserEvent | Deletion:
+        """One Kafka record.
+
+        Raises:
+            BadEventError: with the field at fault.
+        """
+        if value is None:
+            return Deletion(self._user_of(key))
+        if len(value) > MAX_MESSAGE_BYTES:
+            raise BadEventError("value", f"{len(value)} bytes; at most {MAX_MESSAGE_BYTES} are taken")
+        try:
+            event = UserEvent.model_validate_json(value)
+        except ValidationError as error:
+            raise first_problem(error) from None
+        if key is not None and key != event.user_id.encode():
+            raise BadEventError("key", "must be the event's user_id, so that a user's events stay in one partition")
+        return self.check(event)
+
+    def check(self, event: UserEvent) -> UserEvent:
+        """The same event, if its action, surface and time can be taken.
+
+        Raises:
+            BadEventError: with the field at fault.
+        """
+        if event.action not in self.vocabulary.action_index:
+            known = ", ".join(self.vocabulary.action_index)
+            raise BadEventError("action", f"{event.action[:64]!r} is not declared; declared are {known}")
+        if event.surface not in self.vocabulary.surface_index:
+            known = ", ".join(self.vocabulary.surface_index)
+            raise BadEventError("surface", f"{event.surface[:64]!r} is not declared; declared are {known}")
+        if event.timestamp > self._clock() + self._max_future_s:
+            hint = "; it looks like milliseconds, send seconds" if event.timestamp > 1e11 else ""
+            raise BadEventError("timestamp", f"{event.timestamp:.0f} lies in the future{hint}")
+        return event
+
+    def _user_of(self, key: bytes | None) -> str:
+        try:
+            user_id = (key or b"").decode()
+        except UnicodeDecodeError:
+            raise BadEventError("key", "must be UTF-8") from None
+        if not user_id or len(key or b"") > 256:
+            raise BadEventError("key", "a deletion (null value) needs the user_id as its key")
+        return user_id
+
+    @staticmethod
+    def encode(event: UserEvent) -> tuple[bytes, bytes]:
+        """(key, value) of a record."""
+        return event.user_id.encode(), event.model_dump_json(exclude_none=True).encode()
+
+
+def first_problem(error: ValidationError) -> BadEventError:
+    """The first fault pydantic found, as field and reason."""
+    fault = error.errors(include_url=False, include_input=False)[0]
+    field = ".".join(str(part) for part in fault["loc"])
+    reason = fault["msg"].removeprefix("Value error, ")
+    if not field and ": " in reason:
+        field, reason = reason.split(": ", 1)
+    return BadEventError(field or "value", reason)

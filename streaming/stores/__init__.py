@@ -1,0 +1,1 @@
+"""Sequence stores: every user's history as a materialised view of the event topic."""

@@ -1,0 +1,88 @@
+"""What every sequence store promises. One contract test suite proves it for each backend."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from pinrec.history import History, HistoryEvent
+
+Change: TypeAlias = tuple[str, HistoryEvent | None]
+"""(user id, event), or (user id, None) to delete the user."""
+
+
+class OffsetMismatchError(RuntimeError):
+    """The batch does not start where the store stands: its writer lost the partition, or a batch is missing."""
+
+    def __init__(self, partition: int, stored: int, first: int) -> None:
+        super().__init__(
+            f"partition {partition}: the store stands at offset {stored}, the batch starts at {first}; "
+            "another member has the partition now, or a batch was left out"
+        )
+        self.partition, self.stored, self.first = partition, stored, first
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What one batch did."""
+
+    taken: int
+    duplicates: int
+    deleted: int
+
+
+class SequenceStore(ABC):
+    """Bounded histories of all users, and how far each partition of the event topic is applied."""
+
+    @abstractmethod
+    def apply(
+        self, partition: int, first_offset: int, next_offset: int, changes: Sequence[Change], as_of: float
+    ) -> Applied:
+        """Store changes and offset in one transaction.
+
+        Args:
+            partition: of the event topic.
+            first_offset: must equal the stored offset, if there is one.
+            next_offset: stored as the new offset; >= first_offset.
+            changes: in log order.
+            as_of: epoch seconds; everything the partition held by then is applied with this batch.
+
+        Raises:
+            OffsetMismatchError: nothing was changed.
+        """
+
+    @abstractmethod
+    def offset(self, partition: int) -> int | None:
+        """Next offset to apply; None if the partition was never applied."""
+
+    @abstractmethod
+    def as_of(self) -> float | None:
+        """Epoch seconds up to which every partition is applied (the least over all); None before the first."""
+
+    @abstractmethod
+    def touch(self, as_of: dict[int, float]) -> None:
+        """Note that idle partitions (by number) have nothing unapplied up to these times."""
+
+    @abstractmethod
+    def bind(self, log_id: str) -> None:
+        """Tie the store to one log (cluster and topic).
+
+        Raises:
+            StoreMismatchError: it is tied to another; offsets of one log mean nothing in the other.
+        """
+
+    @abstractmethod
+    def read(self, user_ids: Sequence[str]) -> list[History | None]:
+        """Histories in the order asked for; None for a user without one. One consistent view."""
+
+    @abstractmethod
+    def count(self) -> int:
+        """Number of users with a history."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release files or connections."""
+
+
+class StoreMismatchError(RuntimeError):
+    """The store belongs to another log, format or window."""
