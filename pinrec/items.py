@@ -1,0 +1,146 @@
+"""The catalogue: what is known of the items, in columns."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from pinrec.config import ModelConfig
+from pinrec.hashing import hash_categories, hash_id, hash_words
+
+CATALOGUE_FILE: Final = "catalogue.safetensors"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One item. `created_at` is in epoch seconds, 0 where it is not known."""
+
+    item_id: str
+    title: str = ""
+    categories: tuple[str, ...] = ()
+    embedding: tuple[float, ...] | None = None
+    created_at: float = 0.0
+
+
+def feature_bag(hashes: Sequence[int], config: ModelConfig) -> NDArray[np.int32]:
+    """The first `bag_size` content features as bucket + 1, int32[bag_size]; 0 is padding."""
+    bag = np.zeros(config.bag_size, np.int32)
+    for i, value in enumerate(hashes[: config.bag_size]):
+        bag[i] = value % config.bag_buckets + 1
+    return bag
+
+
+def query_bag(text: str, config: ModelConfig) -> NDArray[np.int32]:
+    """A query's content features: its words, int32[bag_size]."""
+    return feature_bag(hash_words(text), config)
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """N items in columns; immutable, in the order they were given.
+
+    Attributes:
+        item_ids, titles, categories: lists of length N.
+        hashes: uint64[N], `hash_id` of the item ids.
+        created_at: float64[N], epoch seconds.
+        bags: int32[N, bag_size], hashed content features as bucket + 1; 0 is padding.
+        content: float32[N, content_width], zeros where an item has none.
+        has_content: bool[N].
+    """
+
+    item_ids: list[str]
+    hashes: NDArray[np.uint64]
+    titles: list[str]
+    categories: list[tuple[str, ...]]
+    created_at: NDArray[np.float64]
+    bags: NDArray[np.int32]
+    content: NDArray[np.float32]
+    has_content: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, items: Sequence[Item], config: ModelConfig) -> Self:
+        """Columns of `items`.
+
+        Raises:
+            ValueError: an id twice, or an embedding that is not `content_width` finite numbers.
+        """
+        ids = [item.item_id for item in items]
+        if len(set(ids)) != len(ids):
+            twice = Counter(ids).most_common(1)[0][0]
+            raise ValueError(f"item_id: {twice!r} is there twice; keep the newest version of each item")
+        bags = np.zeros((len(items), config.bag_size), np.int32)
+        content = np.zeros((len(items), config.content_width), np.float32)
+        has_content = np.zeros(len(items), np.bool_)
+        for row, item in enumerate(items):
+            if item.categories or item.title:
+                bags[row] = feature_bag(hash_categories(item.categories) + hash_words(item.title), config)
+            if item.embedding is not None and config.content_width:
+                if len(item.embedding) != config.content_width or not np.isfinite(item.embedding).all():
+                    raise ValueError(
+                        f"embedding: item {item.item_id!r} has {len(item.embedding)} numbers; "
+                        f"content_width is {config.content_width}, all of them finite"
+                    )
+                content[row] = item.embedding
+                has_content[row] = True
+        return cls(
+            item_ids=ids,
+            hashes=np.fromiter(map(hash_id, ids), np.uint64, len(ids)),
+            titles=[item.title for item in items],
+            categories=[item.categories for item in items],
+            created_at=np.array([item.created_at for item in items], np.float64),
+            bags=bags,
+            content=content,
+            has_content=has_content,
+        )
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    @cached_property
+    def _ranked(self) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+        order = np.argsort(self.hashes, kind="stable")
+        return order, self.hashes[order]
+
+    def rows(self, item_hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Row of each hash, int64 of the same shape; -1 where the catalogue has no such item."""
+        if not len(self):
+            return np.full(item_hashes.shape, -1, np.int64)
+        order, ranked = self._ranked
+        at = np.minimum(np.searchsorted(ranked, item_hashes), len(self) - 1)
+        return np.where(ranked[at] == item_hashes, order[at], -1)
+
+    def row(self, item_id: str) -> int:
+        """Row of an item, -1 where the catalogue has no such item."""
+        return int(self.rows(np.array([hash_id(item_id)], np.uint64))[0])
+
+    def save(self, folder: Path) -> None:
+        """Write `catalogue.safetensors` into `folder`."""
+        text = {"item_ids": self.item_ids, "titles": self.titles, "categories": self.categories}
+        arrays: dict[str, NDArray[Any]] = {
+            "text": np.frombuffer(json.dumps(text).encode(), np.uint8),
+            "hashes": self.hashes,
+            "created_at": self.created_at,
+            "bags": self.bags,
+            "content": self.content,
+            "has_content": self.has_content,
+        }
+        save_file(arrays, folder / CATALOGUE_FILE)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote."""
+        arrays = load_file(folder / CATALOGUE_FILE)
+        text = json.loads(arrays.pop("text").tobytes())
+        return cls(
+            item_ids=text["item_ids"],
+            titles=text["titles"],
+            categories=[tuple(names) for names in text["categories"]],
+            **arrays,
+        )
