@@ -1,0 +1,87 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pinrec.budget import BudgetError, compress, normalised, slots, spread
+from pinrec.config import Vocabulary
+
+VOCABULARY = Vocabulary()
+some_shares = st.dictionaries(
+    st.sampled_from(VOCABULARY.outcomes), st.floats(0, 1e308, allow_nan=False), min_size=1
+).filter(lambda shares: max(shares.values()) > 0)
+
+
+@given(some_shares, st.integers(0, 500))
+def test_every_share_gets_its_places_within_one(outcomes, k):
+    shares = normalised(outcomes, VOCABULARY)
+    assert math.isclose(sum(shares.values()), 1)
+    assert list(shares.values()) == sorted(shares.values(), reverse=True)
+    places = slots(list(shares.values()), k)
+    assert sum(places) == k
+    assert all(abs(n - share * k) < 1 for n, share in zip(places, shares.values(), strict=True))
+
+
+def test_all_on_one_outcome_is_all_of_the_list():
+    shares = normalised({"save": 3.0, "click": 0.0}, VOCABULARY)
+    assert shares == {"save": 1.0}
+    assert slots(list(shares.values()), 20) == [20]
+
+
+def test_remainders_go_to_the_largest():
+    assert slots([0.5, 0.3, 0.2], 11) == [6, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "field", "remedy"),
+    [
+        ({"purchase": 1.0}, "outcomes.purchase", "choose from click, save, share"),
+        ({"impression": 1.0}, "outcomes.impression", "not an outcome"),
+        ({"save": -0.1, "click": 1.0}, "outcomes.save", "at least 0"),
+        ({"save": math.nan}, "outcomes.save", "finite"),
+        ({"save": math.inf}, "outcomes.save", "finite"),
+        ({"save": 0.0, "click": 0.0}, "outcomes", "sum to 0"),
+        ({}, "outcomes", "sum to 0"),
+    ],
+)
+def test_a_budget_that_cannot_be_spent_names_field_and_remedy(outcomes, field, remedy):
+    with pytest.raises(BudgetError) as refused:
+        normalised(outcomes, VOCABULARY)
+    assert refused.value.field == field
+    assert remedy in refused.value.remedy
+
+
+@given(st.integers(0, 500), st.integers(1, 64))
+def test_an_outcomes_places_are_spread_evenly_earliest_first(places, embeddings):
+    each = spread(places, embeddings)
+    assert each.sum() == places
+    assert each.max() - each.min() <= 1
+    assert (np.diff(each) <= 0).all()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 12), st.floats(-0.5, 1))
+def test_compression_keeps_the_budget_and_leaves_no_alike_pair(seed, requests, embeddings, threshold):
+    rng = np.random.default_rng(seed)
+    e_BED = rng.normal(size=(requests, embeddings, 3)).astype(np.float32)
+    e_BED /= np.linalg.norm(e_BED, axis=2, keepdims=True)
+    outcome_BE = rng.integers(0, 3, (requests, embeddings))
+    slots_BE = rng.integers(0, 4, (requests, embeddings))
+    merged_BE = compress(e_BED, outcome_BE, slots_BE, threshold)
+    for b in range(requests):
+        for outcome in range(3):
+            of_outcome = outcome_BE[b] == outcome
+            assert merged_BE[b, of_outcome].sum() == slots_BE[b, of_outcome].sum()
+        kept = np.nonzero(merged_BE[b])[0]
+        cosine = e_BED[b, kept] @ e_BED[b, kept].T
+        alike = np.triu(cosine > threshold + 1e-6, 1) & (outcome_BE[b, kept][:, None] == outcome_BE[b, kept])
+        assert not alike.any()
+
+
+def test_an_alike_embedding_merges_into_the_first_kept_one_of_its_outcome():
+    a, b = [1.0, 0.0], [0.0, 1.0]
+    e_BED = np.array([[a, b, a, a]], np.float32)
+    outcome_BE = np.array([[3, 3, 4, 3]])
+    merged_BE = compress(e_BED, outcome_BE, np.array([[2, 2, 2, 1]]), 0.95)
+    assert merged_BE.tolist() == [[3, 2, 2, 0]]

@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+
+from pinrec.index import IndexFileError, ItemIndex
+
+
+def table(items, width=16, seed=0):
+    rng = np.random.default_rng(seed)
+    # Around centres, as item vectors are: uniform noise has no neighbourhoods for lists to follow.
+    x_ND = rng.normal(size=(20, width))[rng.integers(0, 20, items)] + 0.5 * rng.normal(size=(items, width))
+    return (x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def item_table():
+    return table(3_000)
+
+
+def test_a_small_catalogue_is_searched_exactly(item_table):
+    index = ItemIndex.build(item_table)
+    scores, rows = index.search(item_table[:5], 3)
+    exact = np.argsort(-(item_table[:5] @ item_table.T), axis=1)[:, :3]
+    assert rows.tolist() == exact.tolist()
+    assert scores[:, 0] == pytest.approx(np.ones(5), abs=1e-5)
+    assert (index.report.kind, index.report.recall) == ("exact", 1.0)
+
+
+def test_asking_for_more_than_there_is_pads_with_minus_one():
+    index = ItemIndex.build(table(3))
+    _, rows = index.search(table(3)[:1], 5)
+    assert sorted(rows[0].tolist()) == [-1, -1, 0, 1, 2]
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+@pytest.mark.parametrize("exact_below", [10, 10_000], ids=["ivf", "exact"])
+def test_a_saved_index_answers_the_same(item_table, tmp_path, mmap, exact_below):
+    index = ItemIndex.build(item_table, exact_below=exact_below)
+    index.save(tmp_path / "index.faiss")
+    again = ItemIndex.load(tmp_path / "index.faiss", mmap)
+    assert (len(again), again.width) == (3_000, 16)
+    for one, other in zip(index.search(item_table[:9], 20), again.search(item_table[:9], 20), strict=True):
+        assert (one == other).all()
+
+
+def test_lists_are_visited_until_recall_is_reached(item_table):
+    index = ItemIndex.build(item_table[:2_900], exact_below=10, recall_goal=0.98)
+    assert index.report.kind == "ivf_hnsw"
+    assert index.report.recall >= 0.98
+    exact = ItemIndex.build(item_table[:2_900])
+    q_ED = item_table[2_900:]
+    found = index.search(q_ED, 100)[1]
+    wanted = exact.search(q_ED, 100)[1]
+    assert np.mean([len(set(a) & set(b)) / 100 for a, b in zip(found, wanted, strict=True)]) > 0.9
+
+
+def test_recall_sees_an_index_over_a_permuted_table(item_table):
+    index = ItemIndex.build(item_table)
+    assert index.recall(item_table) == 1.0
+    assert index.recall(item_table[::-1]) < 0.5
+
+
+def test_what_is_no_index_is_refused(tmp_path):
+    (tmp_path / "index.faiss").write_bytes(b"nothing of the kind")
+    with pytest.raises(IndexFileError, match=r"index\.faiss"):
+        ItemIndex.load(tmp_path / "index.faiss")
