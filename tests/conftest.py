@@ -1,0 +1,27 @@
+"""What tests share: one real broker for the whole run, and topics of their own for each test."""
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from streaming.broker import LocalBroker
+from streaming.config import KafkaSettings
+from streaming.topics import create_topics
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a real Kafka broker, started once; a test that kills brokers starts its own."""
+    with LocalBroker(tmp_path_factory.mktemp("broker"), port=None) as running:
+        yield running.bootstrap
+
+
+@pytest.fixture
+def kafka_settings(broker: str) -> KafkaSettings:
+    """Settings with topics that no other test uses. The topics exist."""
+    tag = uuid.uuid4().hex[:8]
+    names = ("events", "items", "recommendations", "models", "dead_letters")
+    settings = KafkaSettings(bootstrap=broker, partitions=4, **{name: f"{tag}.{name}" for name in names})
+    create_topics(settings)
+    return settings
