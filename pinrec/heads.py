@@ -23,7 +23,7 @@ class CalendarTime(nn.Module):
     features = 2 * len(PERIODS_S)
 
     def forward(self, timestamp: Tensor) -> Tensor:
-        """float64[...] epoch seconds -> float32[..., 6]. The turn is taken in float64: float32 is 128 s coarse by now."""
+        """float64[...] epoch seconds -> float32[..., 6]. The turn is taken in float64; float32 is 128 s coarse."""
         assert timestamp.dtype == torch.float64
         turn = torch.stack([torch.remainder(timestamp / period, 1.0) for period in PERIODS_S], -1)
         angle = (2 * math.pi * turn).float()

@@ -1,0 +1,283 @@
+"""Fitting the weights: one step, and the loop around it, for a first model and for every later round."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pinrec.config import Mode, ModelConfig, TrainingConfig, Vocabulary
+from pinrec.dataset import EventColumns
+from pinrec.items import Catalogue
+from pinrec.losses import sampled_softmax
+from pinrec.model import PinRecModel, previous_timestamps
+from pinrec.sketch import CountMinSketch
+from pinrec.subjects import Subjects
+from pinrec.windows import Indices, Windows
+
+LATER_TARGETS: Final = 1  # multi_token: predictions of later events, beside the next, at each position
+IN_BATCH: Final = 1_024  # most in-batch negatives; the logits would grow with their square
+LONG_EVERY: Final = 4  # every so many batches hold windows as long as served histories, and as many fewer of them
+BUCKETED: Final = 16  # batches cut from one lot of windows sorted by length, to save padding
+DROP: Final = 0.12  # how often a condition is dropped, so that one set of weights serves every mode
+LATER_RATE: Final = 0.3  # learning rate of later rounds, of the first one's
+FINAL_RATE: Final = 0.1  # what the rate falls to in the course of a fit
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit did. `loss` is the mean over its last tenth of steps, NaN if there was none."""
+
+    steps: int
+    events: int
+    predictions: int
+    loss: float
+    seconds: float
+
+    @property
+    def events_per_s(self) -> float:
+        """Input events encoded in a second."""
+        return self.events / self.seconds if self.seconds else 0.0
+
+
+class Learner:
+    """The model with all that training it further needs: optimiser, target frequencies, count of steps.
+
+    Args:
+        config, vocabulary, training: sizes, declared names, rates.
+        mode: what predictions are conditioned on: nothing; the target's action and surface; also the
+            time until it, with later targets beside the next one.
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary: Vocabulary, training: TrainingConfig, mode: Mode) -> None:
+        self.config, self.vocabulary, self.training, self.mode = config, vocabulary, training, mode
+        with torch.random.fork_rng():
+            torch.manual_seed(training.seed)
+            self.model = PinRecModel(config, vocabulary)
+        self.sketch = CountMinSketch()
+        self.step, self.fits = 0, 0
+        named = list(self.model.named_parameters())
+        # Decay pulls tables' rarely seen rows, norms and biases nowhere useful.
+        decayed = [p for name, p in named if p.ndim == 2 and not _is_table(name)]
+        others = [p for name, p in named if p.ndim != 2 or _is_table(name)]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=training.learning_rate,
+            betas=(0.9, 0.98),
+            fused=True,
+        )
+
+    def fit(
+        self,
+        events: EventColumns,
+        catalogue: Catalogue,
+        steps: int,
+        progress: Callable[[int, int, float], None] | None = None,
+        since_row: int = 0,
+    ) -> FitResult:
+        """Train for `steps` steps on windows around the events at rows >= since_row.
+
+        The learning rate warms up and falls within each fit, so what it leaves can be published; fits
+        after the first use a lower one. Deterministic for a seed, a number of threads and the same calls.
+
+        Args:
+            events, catalogue: all that is known; older events are context of the new ones.
+            steps: none are made if there is nothing to predict.
+            progress: called after each step with (steps done, steps, loss).
+            since_row: later rounds train on windows that hold events at this row or later.
+        """
+        began = time.perf_counter()
+        windows, subjects = Windows(events, self.vocabulary), Subjects(events, catalogue, self.config)
+        subject_of, surface_of = subjects.of_event[windows.order], events.surface[windows.order].astype(np.int64)
+        step_data = _StepData(windows, subjects, subject_of, surface_of, len(catalogue))
+        rng = np.random.default_rng((self.training.seed, self.step))
+        losses: list[float] = []
+        inputs = predictions = 0
+        peak = self.training.learning_rate * (LATER_RATE if self.fits else 1.0)
+        batches = self._batches(windows, rng, since_row)
+        self.model.train()
+        with torch.random.fork_rng():
+            torch.manual_seed(self.training.seed + self.step)
+            for done, (lo, hi) in zip(range(steps), batches, strict=False):
+                for group in self.optimizer.param_groups:
+                    group["lr"] = peak * _rate(done, steps)
+                loss, predicted = self._step(step_data, rng, lo, hi)
+                losses.append(loss)
+                inputs += int((hi - lo).sum())
+                predictions += predicted
+                if progress is not None:
+                    progress(done + 1, steps, loss)
+        self.model.eval()
+        self.fits += bool(losses)
+        tail = losses[-max(1, len(losses) // 10) :]
+        mean = float(np.nanmean(tail)) if tail else float("nan")
+        return FitResult(len(losses), inputs, predictions, mean, time.perf_counter() - began)
+
+    def _batches(self, windows: Windows, rng: np.random.Generator, since_row: int) -> Iterator[tuple[Indices, Indices]]:
+        """Windows [lo, hi) of one step after the other, without end; none where there is nothing to predict."""
+        if not windows.predictable(since_row):
+            return
+        lots = [self._lots(windows, rng, length, since_row) for length in (self.training.window, self.config.history)]
+        for number in range(self.step, 2**62):
+            yield next(lots[number % LONG_EVERY == LONG_EVERY - 1])
+
+    def _lots(
+        self, windows: Windows, rng: np.random.Generator, length: int, since_row: int
+    ) -> Iterator[tuple[Indices, Indices]]:
+        size = max(1, self.training.batch_users * self.training.window // max(length, self.training.window))
+        while True:
+            lo, hi = windows.epoch(rng, length, since_row)
+            shuffled = rng.permutation(len(lo))
+            for at in range(0, len(lo), size * BUCKETED):
+                lot = shuffled[at : at + size * BUCKETED]
+                lot = lot[np.argsort((hi - lo)[lot], kind="stable")]
+                cuts = np.arange(0, len(lot), size)
+                for cut in rng.permutation(cuts):
+                    batch = lot[cut : cut + size]
+                    yield lo[batch], hi[batch]
+
+    def _step(self, data: "_StepData", rng: np.random.Generator, lo: Indices, hi: Indices) -> tuple[float, int]:
+        """One step of the optimiser on the windows [lo, hi); returns loss and number of predictions."""
+        self.step += 1
+        windows, training, model = data.windows, self.training, self.model
+        position_BL = lo[:, None] + np.arange(int((hi - lo).max()))
+        real_BL = position_BL < hi[:, None]
+        position_BL = np.minimum(position_BL, hi[:, None] - 1)
+        later = LATER_TARGETS if self.mode == "multi_token" else 0
+        source = position_BL[real_BL]
+        aims = windows.targets(rng, source, later, self.config.max_offset_s, training.feed_relaxation)
+        if not len(aims.target):
+            return float("nan"), 0
+
+        target_M = data.subject_of[aims.target]
+        admissible_MA = np.where(aims.admissible >= 0, data.subject_of[aims.admissible], -1)
+        pool_P, log_weight_P = self._pool(data, rng, target_M)
+        used, codes = np.unique(
+            np.concatenate((data.subject_of[position_BL].ravel(), admissible_MA.ravel(), pool_P)), return_inverse=True
+        )
+        vectors_UD = data.subjects.vectors(model, used[used >= 0])
+        sizes = [position_BL.size, admissible_MA.size, len(pool_P)]
+        input_BL, positives, pool = torch.from_numpy(codes - int(used[0] < 0)).split(sizes)
+        positive_MA = positives.view(admissible_MA.shape)
+
+        timestamp_BL = torch.from_numpy(windows.timestamp[position_BL])
+        x_BLD = model.tokens(
+            vectors_UD[input_BL].view(*position_BL.shape, -1),
+            torch.from_numpy(windows.action[position_BL]),
+            torch.from_numpy(data.surface_of[position_BL]),
+            timestamp_BL,
+            previous_timestamps(timestamp_BL),
+        )
+        h_MD = model(x_BLD)[torch.from_numpy(real_BL)][torch.from_numpy(aims.asked)]
+        offset_s = windows.timestamp[aims.target] - windows.timestamp[source[aims.asked]]
+        e_MD = self._predict(rng, h_MD, windows.action[aims.target], data.surface_of[aims.target], offset_s)
+        admissible = torch.from_numpy(admissible_MA >= 0)
+        hit_MP = (torch.where(admissible, positive_MA, -1)[:, :, None] == pool).any(1)
+        loss = sampled_softmax(
+            e_MD,
+            vectors_UD[positive_MA.clamp(min=0)],
+            admissible,
+            vectors_UD[pool],
+            log_weight_P,
+            hit_MP,
+            model.temperature,
+        ).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        self.optimizer.step()
+        return float(loss.detach()), len(aims.target)
+
+    def _predict(
+        self, rng: np.random.Generator, h_MD: Tensor, outcome: Indices, surface: Indices, offset_s: NDArray[np.float64]
+    ) -> Tensor:
+        """Embeddings [M, D], conditioned on what the targets turned out to be, less what is dropped."""
+        drop_all, drop_outcome, drop_surface, drop_offset = rng.random((4, len(h_MD))) < DROP
+        everything = drop_all | (self.mode == "unconditioned")
+        outcome = np.where(everything | drop_outcome, -1, outcome)
+        surface = np.where(everything | drop_surface, -1, surface)
+        offset_s = np.where(everything | drop_offset | (self.mode == "outcome"), -1.0, offset_s)
+        return self.model.head(
+            h_MD,
+            torch.from_numpy(outcome)[:, None],
+            torch.from_numpy(surface)[:, None],
+            torch.from_numpy(offset_s.astype(np.float32))[:, None],
+        )[:, 0]
+
+    def _pool(self, data: "_StepData", rng: np.random.Generator, target_M: Indices) -> tuple[Indices, Tensor]:
+        """Distinct negatives [P] of the step and the log of (times drawn / times expected).
+
+        In-batch and uniform draws form one mixture; an item's expected count is taken over both.
+        """
+        training, items = self.training, data.catalogue_items
+        self.sketch.add(data.subjects.hashes[target_M])
+        drawn, expected_uniform, in_batch = [], 0.0, 0
+        if training.in_batch_negatives or not items:
+            chosen = target_M if len(target_M) <= IN_BATCH else rng.choice(target_M, IN_BATCH, replace=False)
+            in_batch = len(chosen)
+            drawn.append(chosen)
+        if items:
+            drawn.append(rng.integers(0, items, training.uniform_negatives))
+            expected_uniform = training.uniform_negatives / items
+        pool, counts = np.unique(np.concatenate(drawn), return_counts=True)
+        if not training.log_q:
+            return pool, torch.from_numpy(np.log(counts).astype(np.float32))
+        expected = in_batch * self.sketch.frequency(data.subjects.hashes[pool])
+        expected += np.where(pool < items, expected_uniform, 0.0)
+        return pool, torch.from_numpy(np.log(counts / expected).astype(np.float32))
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything a later process needs to go on: tensors only."""
+        state = {f"model.{name}": value.detach().clone() for name, value in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                state[f"optimizer.{name}.{key}"] = value.detach().clone()
+        state["sketch.counts"] = torch.from_numpy(self.sketch.counts.copy())
+        state["sketch.total"] = torch.tensor(self.sketch.total, dtype=torch.float64)
+        state["progress"] = torch.tensor([self.step, self.fits])
+        return state
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from what `state` returned.
+
+        Raises:
+            ValueError: the state belongs to a model of other sizes or another vocabulary.
+        """
+        weights = {name.removeprefix("model."): v for name, v in state.items() if name.startswith("model.")}
+        try:
+            self.model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"state: of a model of other sizes; train a new one ({error})") from None
+        for name, parameter in self.model.named_parameters():
+            prefix = f"optimizer.{name}."
+            moments = {key.removeprefix(prefix): v.clone() for key, v in state.items() if key.startswith(prefix)}
+            if moments:
+                self.optimizer.state[parameter] = moments
+        self.sketch.counts = state["sketch.counts"].numpy().copy()
+        self.sketch.total = float(state["sketch.total"])
+        self.step, self.fits = state["progress"].tolist()
+
+
+@dataclass(frozen=True)
+class _StepData:
+    """What all steps of a fit share."""
+
+    windows: Windows
+    subjects: Subjects
+    subject_of: Indices
+    surface_of: Indices
+    catalogue_items: int
+
+
+def _rate(done: int, steps: int) -> float:
+    """Share of the peak learning rate: a linear warm-up over a twentieth of the steps, then a linear fall."""
+    warm = max(1, steps // 20)
+    return min((done + 1) / warm, 1.0 - (1.0 - FINAL_RATE) * max(0, done - warm) / max(1, steps - warm))
+
+
+def _is_table(name: str) -> bool:
+    return name.startswith(("tower.ids.", "tower.bag.", "action.", "surface.", "output.outcome.", "output.surface."))
