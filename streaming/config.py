@@ -14,8 +14,9 @@ class KafkaSettings(Frozen):
     """Where the log is and how its topics are made."""
 
     bootstrap: str | None = Field(
-        None, description="host:port[,host:port]; none = `pinrec` starts a local broker on 127.0.0.1:9092"
+        None, description="host:port[,host:port]; none = `pinrec` starts a local broker on 127.0.0.1"
     )
+    local_port: int = Field(9_092, ge=0, le=65_535, description="of that local broker; 0 = any free one")
     partitions: int = Field(8, ge=1, le=1024, description="of the event topic, when it is created")
     replication: int = Field(1, ge=1, description="copies of each partition, when topics are created")
     events: TopicName = "pinrec.events"

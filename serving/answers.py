@@ -1,0 +1,157 @@
+"""From queries and new events to lists: one batch, one bundle, one view of the store."""
+
+import math
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pinrec.bundle import Bundle
+from pinrec.config import GenerationConfig
+from pinrec.generation import Candidate, GenerationRequest, generate, popular
+from pinrec.history import History
+from serving.api import RecommendationRequest
+from serving.config import ServingSettings
+from serving.problems import Problem
+from streaming.schema import Recommendation, RecommendedItem, SequenceInfo
+from streaming.stores.base import SequenceStore
+
+Outcome = Recommendation | Problem
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What all answers of one batch share."""
+
+    bundle: Bundle
+    now: float
+    staleness_ms: float | None
+    degraded: bool
+
+
+def check(request: RecommendationRequest, bundle: Bundle, generation: GenerationConfig) -> None:
+    """Refuse what a bundle cannot answer.
+
+    Raises:
+        Problem: 422 naming the field and the remedy.
+    """
+    if request.k > generation.max_k:
+        raise Problem(422, f"at most {generation.max_k} (generation.max_k) may be asked for", "k")
+    vocabulary = bundle.vocabulary
+    if request.surface is not None and request.surface not in vocabulary.surface_index:
+        known = ", ".join(vocabulary.surfaces)
+        raise Problem(422, f"{request.surface[:64]!r} is not declared; declared are {known}", "surface")
+    for outcome in request.outcomes or ():
+        if outcome not in vocabulary.outcomes:
+            known = ", ".join(vocabulary.outcomes)
+            raise Problem(422, f"not an outcome; outcomes are {known}", f"outcomes.{outcome[:64]}")
+    if request.outcomes is not None and not math.fsum(request.outcomes.values()) > 0:
+        raise Problem(422, "the shares must sum to more than 0; leave outcomes out for the usual mix", "outcomes")
+
+
+class Answerer:
+    """Makes lists. Runs in one worker thread of a replica.
+
+    Args:
+        store: histories.
+        generation: how lists are made.
+        serving: list length for events, and when an answer counts as degraded.
+    """
+
+    def __init__(self, store: SequenceStore, generation: GenerationConfig, serving: ServingSettings) -> None:
+        self._store, self._generation, self._serving = store, generation, serving
+        self.store_error: str | None = None
+
+    def answer(
+        self, bundle: Bundle, queries: Sequence[RecommendationRequest], users: Sequence[str]
+    ) -> tuple[list[Outcome], list[Outcome]]:
+        """Answers to queries, and lists for users with new events; a bad query is answered by its Problem."""
+        requests = [*queries, *(RecommendationRequest(user_id=u, k=self._serving.event_k) for u in users)]
+        histories, as_of = self._read([request.user_id for request in requests])
+        now = time.time()
+        staleness_ms = None if as_of is None else max(0.0, (now - as_of) * 1e3)
+        degraded = staleness_ms is None or staleness_ms > self._serving.degraded_after_s * 1e3
+        batch = _Batch(bundle, now, staleness_ms, degraded)
+
+        answers: dict[int, Outcome] = {}
+        jobs: dict[int, GenerationRequest] = {}
+        for i, (request, history) in enumerate(zip(requests, histories, strict=True)):
+            try:
+                check(request, bundle, self._generation)
+            except Problem as problem:
+                answers[i] = problem
+                continue
+            job = _job(request, history, batch)
+            if history is None and request.context is None:
+                answers[i] = _answer(request, job, popular(bundle, job), batch, i >= len(queries))
+            else:
+                jobs[i] = job
+        lists = generate(bundle, list(jobs.values()), self._generation) if jobs else []
+        for (i, job), candidates in zip(jobs.items(), lists, strict=True):
+            answers[i] = _answer(requests[i], job, candidates, batch, i >= len(queries))
+        done = [answers[i] for i in range(len(requests))]
+        return done[: len(queries)], done[len(queries) :]
+
+    def _read(self, user_ids: list[str]) -> tuple[list[History | None], float | None]:
+        try:
+            # as_of first: read the other way round, an event applied in between would be claimed but missing.
+            as_of = self._store.as_of()
+            histories = self._store.read(user_ids)
+        except Exception as error:  # whatever the backend raises: serving goes on, marked degraded
+            self.store_error = f"{type(error).__name__}: {error}"
+            return [None] * len(user_ids), None
+        self.store_error = None
+        return histories, as_of
+
+
+def _job(request: RecommendationRequest, history: History | None, batch: _Batch) -> GenerationRequest:
+    context, vocabulary = request.context, batch.bundle.vocabulary
+    return GenerationRequest(
+        history=history,
+        k=request.k,
+        outcomes={name: share for name, share in request.outcomes.items() if share} if request.outcomes else None,
+        surface=vocabulary.surface_index[request.surface] if request.surface is not None else None,
+        now=batch.now,
+        context_item=context.item_id if context else None,
+        context_query=context.query if context else None,
+        exclude=frozenset(request.exclude),
+        exclude_seen=request.exclude_seen,
+        categories=frozenset(request.categories),
+    )
+
+
+def _answer(
+    request: RecommendationRequest,
+    job: GenerationRequest,
+    candidates: list[Candidate],
+    batch: _Batch,
+    for_event: bool,
+) -> Recommendation:
+    history = job.history if job.history is not None and len(job.history) else None
+    titles = batch.bundle.catalogue.titles
+    return Recommendation(
+        request_id=uuid.uuid4().hex,
+        user_id=request.user_id,
+        model_version=batch.bundle.version,
+        created_at=time.time(),
+        trigger="event" if for_event else "query",
+        source="model" if history or request.context else "popular",
+        degraded=batch.degraded,
+        sequence=SequenceInfo(
+            length=len(history) if history else 0,
+            last_event_at=float(history.rows["timestamp"][-1]) if history else None,
+            last_event_id=history.event_ids[-1] if history else None,
+            staleness_ms=batch.staleness_ms,
+        ),
+        items=[
+            RecommendedItem(
+                item_id=candidate.item_id,
+                score=candidate.score,
+                outcome=candidate.outcome,
+                offset_s=candidate.offset_s,
+                step=candidate.step,
+                title=titles[candidate.row] or None,
+            )
+            for candidate in candidates
+        ],
+    )

@@ -1,0 +1,200 @@
+"""Ray and Serve on this machine: start, deploy a file, deploy it again, stop."""
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from serving.config import AppSettings
+from streaming.schema import first_problem
+
+APP: str = "pinrec"
+_ADDRESS_FILE = "cluster.json"
+
+
+class DeployError(RuntimeError):
+    """A deploy file that cannot be used, or an application that did not come up."""
+
+
+@dataclass
+class DeployFile:
+    """A Ray Serve config whose one application is PinRec."""
+
+    config: dict[str, Any]
+    settings: AppSettings
+
+    @classmethod
+    def read(cls, path: Path) -> "DeployFile":
+        """Read and check a deploy file.
+
+        Raises:
+            DeployError: naming the file, the setting and the remedy.
+        """
+        try:
+            config = yaml.safe_load(path.read_text())
+        except FileNotFoundError:
+            raise DeployError(f"{path}: no such deploy file") from None
+        except (OSError, yaml.YAMLError) as error:
+            raise DeployError(f"{path}: {error}") from None
+        try:
+            application = next(a for a in config["applications"] if a["name"] == APP)
+        except (TypeError, KeyError, StopIteration):
+            raise DeployError(f"{path}: applications: one must have the name '{APP}'") from None
+        return cls(config, _settings(path, application.get("args") or {}))
+
+    def override(self, **parts: dict[str, Any]) -> None:
+        """Replace single settings by part, such as kafka={"bootstrap": "127.0.0.1:9092"}.
+
+        Raises:
+            DeployError: a setting is not valid.
+        """
+        args = self._application.setdefault("args", {}) or {}
+        for part, values in parts.items():
+            args[part] = {**(args.get(part) or {}), **values}
+        self._application["args"] = args
+        self.settings = _settings(Path("overrides"), args)
+
+    @property
+    def http(self) -> tuple[str, int]:
+        """(host, port) of the HTTP API."""
+        options = self.config.get("http_options") or {}
+        return str(options.get("host", "127.0.0.1")), int(options.get("port", 8000))
+
+    @property
+    def url(self) -> str:
+        """Where clients on this machine reach the HTTP API."""
+        host, port = self.http
+        return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+
+    @property
+    def _application(self) -> dict[str, Any]:
+        application: dict[str, Any] = next(a for a in self.config["applications"] if a["name"] == APP)
+        return application
+
+
+def _settings(source: Path, args: dict[str, Any]) -> AppSettings:
+    try:
+        return AppSettings.model_validate(args)
+    except ValidationError as error:
+        raise DeployError(f"{source}: args.{first_problem(error)}") from None
+
+
+class LocalCluster:
+    """Ray with Serve on this machine, bound to loopback; stopping it stops every process it started.
+
+    Args:
+        root: state folder; the running cluster's address is noted there, so that a second
+            `pinrec up` deploys into the first.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._file = root / _ADDRESS_FILE
+        self._started = False
+
+    def start(self) -> None:
+        """Start Ray in child processes of this one."""
+        # Before ray is imported: it reads them at import.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        import ray
+
+        ray.init(
+            address="local",
+            namespace="serve",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+        )
+        self._started = True
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._file.write_text(json.dumps({"address": ray.get_runtime_context().gcs_address, "pid": os.getpid()}))
+
+    def attach(self) -> bool:
+        """Connect to the cluster that another process started for this state folder; False if none runs."""
+        try:
+            noted = json.loads(self._file.read_text())
+            os.kill(noted["pid"], 0)
+        except (OSError, ValueError, KeyError):
+            return False
+        import ray
+
+        try:
+            ray.init(address=noted["address"], namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError):
+            return False
+        return True
+
+    def deploy(self, file: DeployFile, timeout_s: float = 180.0, waiting: Callable[[str], None] | None = None) -> None:
+        """Deploy, or deploy again, and wait until every replica runs.
+
+        Raises:
+            DeployError: it did not come up, with Serve's own message.
+        """
+        from ray.serve._private.api import serve_start  # what `serve run FILE` itself calls
+        from ray.serve.schema import ServeDeploySchema
+
+        try:
+            schema = ServeDeploySchema.model_validate(file.config)
+        except ValidationError as error:
+            raise DeployError(f"deploy file: {first_problem(error)}") from None
+        client = serve_start(http_options=schema.http_options.model_dump(), proxy_location=schema.proxy_location)
+        client.deploy_apps(schema)
+        self._wait(timeout_s, waiting)
+
+    def stop(self) -> None:
+        """Stop what `start` started."""
+        import ray
+
+        if self._started:
+            from ray import serve
+
+            with contextlib.suppress(Exception):
+                serve.delete(APP, _blocking=True)  # replicas flush and leave the consumer group
+            self._file.unlink(missing_ok=True)
+        ray.shutdown()
+
+    def _wait(self, timeout_s: float, waiting: Callable[[str], None] | None) -> None:
+        from ray import serve
+
+        deadline = time.monotonic() + timeout_s
+        while True:
+            app = serve.status().applications.get(APP)
+            state = app.status if app else "NOT_STARTED"
+            if state == "RUNNING":
+                return
+            if state in {"DEPLOY_FAILED", "UNHEALTHY"} or time.monotonic() > deadline:
+                messages = [d.message for d in app.deployments.values() if d.message] if app else []
+                raise DeployError(
+                    f"the application is {state} after {timeout_s:g} s at most: "
+                    f"{' | '.join([app.message, *messages] if app else messages)[-2000:]}"
+                )
+            if waiting:
+                running = sum(
+                    1 for d in (app.deployments.values() if app else ()) if getattr(d, "status", "") == "HEALTHY"
+                )
+                waiting(f"{running} of {len(app.deployments) if app else 0} deployments run")
+            time.sleep(0.1)
+
+
+def require_free_port(host: str, port: int, setting: str) -> None:
+    """Say at once that a port is taken.
+
+    Raises:
+        DeployError: naming the port, the setting and the remedy.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            raise DeployError(f"port {port} of {host} is in use; stop what holds it, or set {setting}") from None

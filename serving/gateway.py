@@ -1,0 +1,260 @@
+"""The Gateway deployment: the HTTP API, and the same methods for Serve handles. Stateless; no torch here."""
+
+import asyncio
+import hmac
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Annotated, Any, Final
+
+from fastapi import FastAPI, Header, Request, Response
+from fastapi.responses import PlainTextResponse
+from pydantic import TypeAdapter, ValidationError
+from ray import serve
+from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentHandle
+
+from serving import problems
+from serving.api import Accepted, Models, RecommendationRequest, Status, UserHistory
+from serving.config import AppSettings
+from serving.limits import LimitBody
+from serving.metrics import render
+from serving.problems import Problem
+from serving.tokens import read_token
+from streaming.publisher import Delivery, EventPublisher, PublishError, with_event_id
+from streaming.schema import BadEventError, EventCodec, Id, Recommendation, UserEvent, first_problem
+from streaming.topics import KafkaUnreachableError
+
+MAX_EVENTS: Final = 1_000
+"""Events of one POST."""
+MAX_BODY_BYTES: Final = 512 * 1024
+
+_CONFIRM_S: Final = 10.0
+
+api = FastAPI(
+    title="PinRec",
+    description="A streaming, real-time recommender. Errors are RFC 9457 problem details.",
+    version="1",
+)
+api.add_middleware(LimitBody, most=MAX_BODY_BYTES)
+problems.install(api)
+
+_ID = TypeAdapter[str](Id)
+
+
+def _checked_id(user_id: str) -> str:
+    try:
+        return _ID.validate_python(user_id)
+    except ValidationError as error:
+        raise Problem(422, first_problem(error).reason, "user_id") from None
+
+
+@serve.deployment
+@serve.ingress(api)
+class Gateway:
+    """Validates, routes and answers; keeps nothing."""
+
+    def __init__(
+        self,
+        settings: AppSettings,
+        recommender: DeploymentHandle[Any],
+        ingestor: DeploymentHandle[Any],
+        trainer: DeploymentHandle[Any],
+    ) -> None:
+        self._settings = settings
+        self._recommender, self._ingestor, self._trainer = recommender, ingestor, trainer
+        self._codec = EventCodec(settings.vocabulary, settings.ingest.max_future_s)
+        self._publisher: EventPublisher | None = None
+        self._publishing = ThreadPoolExecutor(4, "publish")
+
+    @api.post(
+        "/v1/recommendations", response_model=None, responses={200: {"model": Recommendation}}, tags=["recommend"]
+    )
+    async def recommend_http(self, request: RecommendationRequest) -> Response:
+        """A list for a user, from the newest known state of their history."""
+        # Serialised once, by pydantic's own writer: FastAPI would validate the answer a second time.
+        return Response((await self.recommend(request)).model_dump_json(), media_type="application/json")
+
+    async def recommend(self, request: RecommendationRequest) -> Recommendation:
+        """A list; for `serve.get_app_handle("pinrec").recommend.remote(request)` as well.
+
+        Raises:
+            Problem: the request cannot be answered.
+        """
+        try:
+            answer = await self._recommender.recommend.remote(request)
+        except BackPressureError:
+            raise Problem(503, "all replicas are busy; try again shortly", retry_after_s=1) from None
+        if isinstance(answer, Problem):
+            raise answer
+        assert isinstance(answer, Recommendation)
+        return answer
+
+    @api.post("/v1/events", status_code=202, tags=["events"])
+    async def publish_http(self, request: Request) -> Accepted:
+        """Publish one event (an object) or up to 1,000 (an array); answered when Kafka has them all.
+
+        An event without `event_id` is given one, so that what is stored can be named.
+        """
+        body = await request.body()
+        try:
+            if body.lstrip()[:1] == b"[":
+                events = TypeAdapter(list[UserEvent]).validate_json(body)
+            else:
+                events = [UserEvent.model_validate_json(body)]
+        except ValidationError as error:
+            raise problems.of_bad_event(first_problem(error)) from None
+        return await self.publish(events)
+
+    async def publish(self, events: list[UserEvent]) -> Accepted:
+        """Publish events; all are checked before the first is sent.
+
+        Raises:
+            Problem: one is refused (none is sent), or Kafka does not answer.
+        """
+        if not 1 <= len(events) <= MAX_EVENTS:
+            raise Problem(422, f"send 1 to {MAX_EVENTS} events at a time", "events")
+        for i, event in enumerate(events):
+            try:
+                self._codec.check(event)
+            except BadEventError as error:
+                raise problems.of_bad_event(error, f"{i}." if len(events) > 1 else "") from None
+        return Accepted(event_ids=await self._with_kafka(self._publish, events))
+
+    @api.get("/v1/users/{user_id}", tags=["users"])
+    async def user(self, user_id: str) -> UserHistory:
+        """What is known of a user.
+
+        Raises:
+            Problem: 404 when nothing is.
+        """
+        history = await self._recommender.user.remote(_checked_id(user_id))
+        if history is None:
+            raise Problem(404, "no event of this user has been applied", "user_id")
+        assert isinstance(history, UserHistory)
+        return history
+
+    @api.delete("/v1/users/{user_id}", status_code=202, tags=["users"])
+    async def delete_user(self, user_id: str, authorization: Annotated[str, Header()] = "") -> dict[str, str]:
+        """Forget a user: the deletion is an event too, so it comes after every event published before it."""
+        self._authorise(authorization)
+        await self._with_kafka(self._delete, _checked_id(user_id))
+        return {"status": "accepted", "user_id": user_id}
+
+    @api.get("/v1/models", tags=["models"])
+    async def models(self) -> Models:
+        """The versions in the registry, newest first."""
+        models = await self._recommender.models.remote()
+        assert isinstance(models, Models)
+        return models
+
+    @api.post("/v1/models/{version}/activate", status_code=202, tags=["models"])
+    async def activate(self, version: str, authorization: Annotated[str, Header()] = "") -> Models:
+        """Point the registry at a version; replicas load and check it, then flip."""
+        self._authorise(authorization)
+        problem = await self._recommender.activate.remote(version)
+        if problem is not None:
+            raise problem
+        return await self.models()
+
+    @api.get("/v1/status", tags=["operate"])
+    async def status(self) -> Status:
+        """How every replica is, and what is wrong if something is."""
+        recommenders, ingestors, trainers = await asyncio.gather(
+            _ask(self._recommender), _ask(self._ingestor), _ask(self._trainer)
+        )
+        trainer = trainers[0] if trainers else None
+        versions = sorted({r["model_version"] for r in recommenders if r["model_version"]})
+        return Status(
+            ready=bool(versions),
+            degraded=_troubles(self._settings, recommenders, ingestors, trainer),
+            model_version=versions[-1] if versions else None,
+            users=max((r["users"] or 0 for r in recommenders), default=None),
+            recommenders=recommenders,
+            ingestors=ingestors,
+            trainer=trainer,
+        )
+
+    @api.get("/healthz", tags=["operate"])
+    async def healthz(self) -> dict[str, str]:
+        """This process answers."""
+        return {"status": "ok"}
+
+    @api.get("/readyz", tags=["operate"])
+    async def readyz(self) -> dict[str, str]:
+        """A model is live.
+
+        Raises:
+            Problem: 503 when none is.
+        """
+        report = await self._recommender.status.remote()
+        if report["model_version"] is None:
+            raise Problem(503, "no model is live yet", retry_after_s=5)
+        return {"status": "ready", "model_version": report["model_version"]}
+
+    @api.get("/metrics", tags=["operate"], response_class=PlainTextResponse)
+    async def metrics(self) -> PlainTextResponse:
+        """The figures of /v1/status in Prometheus's text format."""
+        return PlainTextResponse(render(await self.status()), media_type="text/plain; version=0.0.4")
+
+    def _authorise(self, authorization: str) -> None:
+        token = authorization.removeprefix("Bearer ")
+        wanted = read_token(self._settings)
+        if wanted is None or not hmac.compare_digest(token.encode(), wanted.encode()):
+            raise Problem(401, "send the admin token: 'Authorization: Bearer <token>'", "authorization")
+
+    def check_health(self) -> None:
+        """Nothing to check: a gateway keeps no state."""
+
+    async def _with_kafka(self, work: Any, *args: Any) -> Any:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._publishing, work, *args)
+        except BadEventError as error:
+            raise problems.of_bad_event(error) from None
+        except (KafkaUnreachableError, PublishError) as error:
+            raise Problem(503, f"not published: {error}", retry_after_s=5) from None
+
+    def _connected(self) -> EventPublisher:
+        if self._publisher is None:  # Kafka may be down when a gateway starts; queries do not need it
+            self._publisher = EventPublisher(self._settings.kafka, self._codec)
+        return self._publisher
+
+    def _publish(self, events: list[UserEvent]) -> list[str]:
+        publisher = self._connected()
+        named = [with_event_id(event) for event in events]
+        _confirm([publisher.publish(event) for event in named])
+        return [event.event_id or "" for event in named]
+
+    def _delete(self, user_id: str) -> None:
+        _confirm([self._connected().delete_user(user_id)])
+
+
+def _confirm(deliveries: "list[Future[Delivery]]") -> None:
+    late = wait(deliveries, timeout=_CONFIRM_S).not_done
+    if late:
+        raise PublishError(f"Kafka did not confirm {len(late)} records within {_CONFIRM_S:g} s; they may still arrive")
+    for delivery in deliveries:
+        delivery.result()
+
+
+async def _ask(handle: DeploymentHandle[Any]) -> list[dict[str, Any]]:
+    """The status of every replica; none where the deployment does not answer now."""
+    try:
+        replies: list[dict[str, Any]] = await handle.broadcast("status").results_async(timeout_s=2)
+    except Exception:  # a status page must come even when a part is down
+        return []
+    return sorted(replies, key=lambda reply: reply.get("replica", 0))
+
+
+def _troubles(
+    settings: AppSettings,
+    recommenders: list[dict[str, Any]],
+    ingestors: list[dict[str, Any]],
+    trainer: dict[str, Any] | None,
+) -> list[str]:
+    found = []
+    for name, replicas in (("Recommender", recommenders), ("Ingestor", ingestors)):
+        found += [] if replicas else [f"no {name} answers"]
+        for replica in replicas:
+            found += [f"{name} {replica['replica']}: {trouble}" for trouble in replica["troubles"]]
+    if settings.trainer.enabled:
+        found += ["the Trainer does not answer"] if trainer is None else [f"Trainer: {t}" for t in trainer["troubles"]]
+    return found

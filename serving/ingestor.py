@@ -1,0 +1,118 @@
+"""The Ingestor deployment: a member of the Kafka consumer group, run beside Serve's event loop.
+
+The loop itself is plain code in streaming/ingest.py that knows no Ray; no torch is imported here.
+"""
+
+import asyncio
+import dataclasses
+import logging
+import os
+import threading
+from concurrent.futures import Future
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from serving.config import AppSettings
+from streaming.archive import Archive
+from streaming.dead_letter_limit import IngestHaltedError
+from streaming.ingest import Ingestor
+from streaming.schema import EventCodec
+from streaming.stores.lmdb import LmdbSequenceStore
+
+log = logging.getLogger(__name__)
+
+_FIRST_RETRY_S = 0.1
+_LAST_RETRY_S = 5.0
+
+
+class HandleSink:
+    """Hands users with new events to the Recommender; a call that fails is made again until it succeeds.
+
+    The ingestor commits a range only when its future is done, so lists owed when this process
+    dies are made by the next one.
+    """
+
+    def __init__(self, recommender: DeploymentHandle[Any], loop: asyncio.AbstractEventLoop) -> None:
+        self._recommender, self._loop = recommender, loop
+
+    def submit(self, partition: int, user_ids: list[str]) -> "Future[None]":
+        """Ask for new lists; done when they are published."""
+        return asyncio.run_coroutine_threadsafe(self._deliver(partition, user_ids), self._loop)
+
+    async def _deliver(self, partition: int, user_ids: list[str]) -> None:
+        pause = _FIRST_RETRY_S
+        while True:
+            try:
+                await self._recommender.generate.remote(user_ids)
+                return
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                log.warning("lists for %d users of partition %d not made: %s", len(user_ids), partition, error)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LAST_RETRY_S)
+
+
+@serve.deployment(name="Ingestor")
+class IngestorDeployment:
+    """Runs one Ingestor in a thread."""
+
+    def __init__(self, settings: AppSettings, recommender: DeploymentHandle[Any]) -> None:
+        rank = serve.get_replica_context().rank.rank
+        store = LmdbSequenceStore(
+            settings.state.sequences, settings.model.history, settings.model.stride, settings.state.map_gib
+        )
+        sink = HandleSink(recommender, asyncio.get_running_loop()) if settings.ingest.generate else None
+        self._rank = rank
+        self._crashed: str | None = None
+        self._ingestor = Ingestor(
+            settings.kafka,
+            settings.ingest,
+            EventCodec(settings.vocabulary, settings.ingest.max_future_s),
+            store,
+            Archive(settings.state.archive),
+            sink,
+            # Static membership: a replica that restarts within the session timeout takes its partitions back.
+            member=f"{settings.ingest.group}-{rank}",
+        )
+        self._thread = threading.Thread(target=self._run, name="ingestor", daemon=True)
+        self._thread.start()
+
+    async def status(self) -> dict[str, Any]:
+        """How this member is."""
+        status = self._ingestor.status()
+        troubles = [trouble for trouble in (self._crashed, status.halted) if trouble]
+        if not status.connected:
+            troubles.append("Kafka does not answer")
+        return {
+            "replica": self._rank,
+            "pid": os.getpid(),
+            "troubles": troubles,
+            "lag": status.lag,
+            **dataclasses.asdict(status),
+        }
+
+    def check_health(self) -> None:
+        """Serve restarts a member that crashed; one that halted on purpose stays, and says why in its status.
+
+        Raises:
+            RuntimeError: it crashed.
+        """
+        if self._crashed:
+            raise RuntimeError(self._crashed)
+
+    async def __del__(self) -> None:
+        """Flush and leave the group when Serve stops the replica."""
+        self._ingestor.stop()
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join, 10)
+
+    def _run(self) -> None:
+        try:
+            self._ingestor.run()
+        except IngestHaltedError as error:
+            log.error("ingestion halted: %s", error)
+        except Exception as error:
+            log.exception("the ingestor crashed")
+            self._crashed = f"{type(error).__name__}: {error}"

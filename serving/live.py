@@ -1,0 +1,90 @@
+"""The bundle a replica serves from, and how the next one takes its place under load."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from pinrec.bundle import Bundle, BundleError
+from pinrec.config import Vocabulary
+from pinrec.registry import Registry, RegistryError
+
+log = logging.getLogger(__name__)
+
+
+class LiveBundle:
+    """One reference to an immutable bundle; a new one is loaded, checked and warmed aside first.
+
+    Whoever makes a batch reads `bundle` once and uses that object for all of it, so no answer
+    mixes versions. A bundle that fails a check never becomes live: the old one goes on serving,
+    and the failed one is tried again only when the registry points to another version.
+
+    Args:
+        registry: where versions are.
+        vocabulary: the declared one; a bundle trained for another is refused.
+        pinned: serve this version whatever the registry points to.
+        warm: makes a few answers with a bundle before it goes live.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        vocabulary: Vocabulary,
+        pinned: str | None,
+        warm: Callable[[Bundle], None],
+    ) -> None:
+        self._registry, self._vocabulary, self._pinned, self._warm = registry, vocabulary, pinned, warm
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.bundle: Bundle | None = None
+        self.live_since: float | None = None
+        self.refused: dict[str, str] = {}
+        self.swaps = 0
+        self.registry_error: str | None = None
+
+    def start(self, poll_s: float) -> None:
+        """Watch the registry's pointer in a thread of its own."""
+        self._thread = threading.Thread(target=self._watch, args=(poll_s,), name="live-bundle", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop watching."""
+        self._stop.set()
+
+    def refresh(self) -> bool:
+        """Take the version the registry points to, if it is another one. True if it is live now."""
+        try:
+            wanted = self._pinned or self._registry.current()
+            self.registry_error = None
+        except (RegistryError, OSError) as error:
+            self.registry_error = str(error)
+            return False
+        if wanted is None or wanted in self.refused or (self.bundle and self.bundle.version == wanted):
+            return False
+        try:
+            bundle = self._registry.load(wanted)
+            if bundle.vocabulary != self._vocabulary:
+                raise BundleError("vocabulary", "trained for other actions or surfaces than are declared")
+            self._warm(bundle)
+        except (BundleError, RegistryError, OSError) as error:
+            self.refused[wanted] = str(error)
+            log.error("model %s refused, %s goes on serving: %s", wanted, self.version, error)
+            return False
+        self.bundle = bundle
+        self.live_since = time.time()
+        self.swaps += 1
+        log.info("model %s is live", bundle.version)
+        return True
+
+    @property
+    def version(self) -> str | None:
+        """The live version."""
+        return self.bundle.version if self.bundle else None
+
+    def _watch(self, poll_s: float) -> None:
+        while not self._stop.is_set():
+            try:
+                self.refresh()
+            except Exception:  # a watcher that dies would freeze the model in silence
+                log.exception("looking for a new model failed; trying again")
+            self._stop.wait(poll_s)

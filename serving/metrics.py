@@ -1,0 +1,53 @@
+"""The status as Prometheus metrics: few labels, one list of names."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+
+from serving.api import Status
+
+METRICS: Final[dict[str, str]] = {
+    "pinrec_ready": "1 when a model is live",
+    "pinrec_troubles": "number of things that are wrong (see /v1/status)",
+    "pinrec_users": "users with a history",
+    "pinrec_staleness_ms": "age of the newest moment that every history includes, worst replica, ms",
+    "pinrec_events_applied": "events applied since start, all ingestors",
+    "pinrec_events_duplicate": "duplicates dropped since start, all ingestors",
+    "pinrec_dead_letters": "events refused since start, all ingestors",
+    "pinrec_lag_events": "events in Kafka that are not applied yet, all partitions",
+    "pinrec_queries_answered": "queries answered since start, all replicas",
+    "pinrec_lists_generated": "lists made for new events since start, all replicas",
+    "pinrec_waiting_queries": "queries that wait, all replicas",
+    "pinrec_waiting_users": "users with new events that wait, all replicas",
+    "pinrec_model_swaps": "models gone live since start, all replicas",
+    "pinrec_models_refused": "models refused since start, all replicas",
+}
+
+
+def render(status: Status) -> str:
+    """All metrics in Prometheus's text format."""
+    values = {
+        "pinrec_ready": float(status.ready),
+        "pinrec_troubles": len(status.degraded),
+        "pinrec_users": status.users or 0,
+        "pinrec_staleness_ms": max((r["staleness_ms"] or 0 for r in status.recommenders), default=0),
+        "pinrec_events_applied": _sum(status.ingestors, "applied"),
+        "pinrec_events_duplicate": _sum(status.ingestors, "duplicates"),
+        "pinrec_dead_letters": _sum(status.ingestors, "dead_letters"),
+        "pinrec_lag_events": _sum(status.ingestors, "lag"),
+        "pinrec_queries_answered": _sum(status.recommenders, "queries_answered"),
+        "pinrec_lists_generated": _sum(status.recommenders, "lists_generated"),
+        "pinrec_waiting_queries": _sum(status.recommenders, "waiting_queries"),
+        "pinrec_waiting_users": _sum(status.recommenders, "waiting_users"),
+        "pinrec_model_swaps": _sum(status.recommenders, "swaps"),
+        "pinrec_models_refused": sum(len(r["refused"]) for r in status.recommenders),
+    }
+    registry = CollectorRegistry()
+    for name, meaning in METRICS.items():
+        Gauge(name, meaning, registry=registry).set(values[name])
+    return generate_latest(registry).decode()
+
+
+def _sum(replicas: Iterable[dict[str, float]], name: str) -> float:
+    return sum(replica[name] for replica in replicas)

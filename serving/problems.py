@@ -1,0 +1,92 @@
+"""Errors as RFC 9457 problem details: what is wrong, in which field, and what to do about it."""
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from streaming.schema import BadEventError
+
+_TITLES = {
+    400: "Bad request",
+    401: "Token missing or wrong",
+    404: "Not found",
+    405: "Method not allowed",
+    413: "Too large",
+    422: "Invalid request",
+    500: "Internal error",
+    503: "Not available now",
+}
+
+
+class Problem(Exception):  # noqa: N818 - the RFC's own word
+    """An error for the caller; the same over HTTP and through a Serve handle.
+
+    Args:
+        status: the HTTP status.
+        detail: what is wrong, and the remedy.
+        field: the field at fault, if one is.
+        retry_after_s: when trying again makes sense.
+    """
+
+    def __init__(self, status: int, detail: str, field: str | None = None, retry_after_s: int | None = None) -> None:
+        super().__init__(status, detail, field, retry_after_s)
+        self.status, self.detail, self.field, self.retry_after_s = status, detail, field, retry_after_s
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.detail}" if self.field else self.detail
+
+    def response(self) -> JSONResponse:
+        """The problem as application/problem+json."""
+        body: dict[str, Any] = {
+            "type": "about:blank",
+            "title": _TITLES.get(self.status, "Error"),
+            "status": self.status,
+            "detail": self.detail,
+        }
+        if self.field:
+            body["field"] = self.field
+        headers = {}
+        if self.retry_after_s is not None:
+            headers["Retry-After"] = str(self.retry_after_s)
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(body, self.status, headers, media_type="application/problem+json")
+
+
+def of_bad_event(error: BadEventError, at: str = "") -> Problem:
+    """The problem that a refused event is."""
+    return Problem(422, error.reason, f"{at}{error.field}")
+
+
+def install(api: FastAPI) -> None:
+    """Make every error of the application a problem detail."""
+
+    @api.exception_handler(Problem)
+    async def _problem(_: Request, problem: Problem) -> JSONResponse:
+        return problem.response()
+
+    @api.exception_handler(RequestValidationError)
+    async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        fault = error.errors()[0]
+        place = [str(part) for part in fault["loc"] if part not in ("body", "query", "path")]
+        if fault["type"] == "json_invalid":
+            return Problem(400, f"the body is not JSON: {fault.get('ctx', {}).get('error', '')}").response()
+        reason = fault["msg"].removeprefix("Value error, ")
+        field = ".".join(place)
+        if not field and ": " in reason:
+            field, reason = reason.split(": ", 1)
+        return Problem(422, reason, field or "body").response()
+
+    @api.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        detail = str(error.detail)
+        if error.status_code == 404:
+            detail = f"nothing at {request.url.path[:200]}; the API is described at /docs"
+        return Problem(error.status_code, detail).response()
+
+    @api.exception_handler(Exception)
+    async def _unexpected(_: Request, error: Exception) -> JSONResponse:
+        return Problem(500, f"{type(error).__name__}; the log of the Gateway has the details").response()
