@@ -1,0 +1,493 @@
+"""A bundle: everything one version answers with, in one folder that is checked before it serves.
+
+manifest.json            what the files must be (`Manifest`)
+model.safetensors        weights
+table.npy                item vectors, float32[N, D], in catalogue order
+index.faiss              the index over them
+catalogue.safetensors    items
+popularity.safetensors   the answer to unknown users
+learner.safetensors      optional: what training goes on from
+"""
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Final
+
+import numpy as np
+import torch
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pinrec.budget import normalised
+from pinrec.config import Frozen, GenerationConfig, Mode, ModelConfig, Vocabulary
+from pinrec.generation import GenerationRequest, embed
+from pinrec.hashing import hash_id
+from pinrec.history import History, HistoryEvent
+from pinrec.index import IndexFileError, ItemIndex
+from pinrec.items import CATALOGUE_FILE, Catalogue
+from pinrec.model import PinRecModel, as_int64
+from pinrec.popularity import POPULARITY_FILE, Popularity
+
+FORMAT: Final = 1
+MANIFEST: Final = "manifest.json"
+MODEL: Final = "model.safetensors"
+TABLE: Final = "table.npy"
+INDEX: Final = "index.faiss"
+LEARNER: Final = "learner.safetensors"
+REQUIRED: Final = (MODEL, TABLE, INDEX, CATALOGUE_FILE, POPULARITY_FILE)
+TOLERANCE: Final = 1e-3
+"""Processors differ in the sixth digit; a wrong weight or row in the first."""
+LOWEST_RECALL: Final = 0.9
+_GOLDEN_LENGTHS: Final = (1, 7, 30)
+_GOLDEN_K: Final = 10
+_SAMPLE: Final = 2_048
+
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")]
+
+
+class BundleError(ValueError):
+    """A bundle that must not serve; `check` names the check it failed.
+
+    One of missing, format, hash, shape, dtype, nan, norm, rows, table, recall or golden.
+    """
+
+    def __init__(self, check: str, message: str) -> None:
+        super().__init__(f"{check}: {message}")
+        self.check = check
+
+
+class FileEntry(Frozen):
+    """One file as it was written."""
+
+    bytes: int
+    sha256: str
+
+
+class IndexEntry(Frozen):
+    """How the index was built; see `pinrec.index.IndexReport`."""
+
+    kind: str
+    nprobe: int
+    recall: float
+
+
+class GoldenEvent(Frozen):
+    """One event of a golden history; action and surface are vocabulary indices."""
+
+    item_id: str
+    action: int
+    surface: int
+    timestamp: float
+    is_query: bool = False
+
+
+class GoldenQuery(Frozen):
+    """A made-up history, the first embedding of each step, and the items the very first finds."""
+
+    history: tuple[GoldenEvent, ...]
+    now: float
+    embeddings: tuple[tuple[float, ...], ...] = ()
+    items: tuple[str, ...] = ()
+
+
+class Manifest(Frozen):
+    """What a bundle is, and what its files must be."""
+
+    format: int = FORMAT
+    version: str = ""
+    created_at: Annotated[float, Field(description="epoch s")]
+    trained_until: Annotated[float, Field(description="Kafka time of the newest event trained on, epoch s")]
+    mode: Annotated[Mode, Field(description="what the model was trained for")]
+    config: ModelConfig
+    vocabulary: Vocabulary
+    outcomes: Annotated[dict[str, float], Field(description="default budget: shares as frequent as in training")]
+    items: int
+    index: IndexEntry
+    metrics: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
+    golden: tuple[GoldenQuery, ...] = ()
+    files: dict[FileName, FileEntry] = Field(default_factory=dict)
+    checksum: Annotated[str, Field(description="sha256 of this manifest without this field")] = ""
+
+    def digest(self) -> str:
+        """What `checksum` must be."""
+        return hashlib.sha256(self.model_dump_json(exclude={"checksum"}).encode()).hexdigest()
+
+    @classmethod
+    def parse(cls, text: bytes) -> "Manifest":
+        """Read and check a manifest.
+
+        Raises:
+            BundleError: format or hash.
+        """
+        try:
+            raw = json.loads(text)
+            found = raw.get("format") if isinstance(raw, dict) else None
+            if found != FORMAT:
+                raise BundleError("format", f"the bundle has format {found}, this program reads {FORMAT}; train anew")
+            manifest = cls.model_validate(raw)
+        except (ValidationError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise BundleError("format", f"{MANIFEST} cannot be read: {error}") from None
+        if manifest.checksum != manifest.digest():
+            raise BundleError("hash", f"{MANIFEST} is not as it was written")
+        return manifest
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """One version, loaded: nothing in it ever changes, so an answer made with it is of one version.
+
+    Attributes:
+        model: in eval mode, without gradients.
+        table: float32[N, D], item vectors in catalogue order.
+    """
+
+    manifest: Manifest
+    model: PinRecModel
+    catalogue: Catalogue
+    table: np.ndarray
+    index: ItemIndex
+    popularity: Popularity
+
+    @classmethod
+    def of(
+        cls,
+        model: PinRecModel,
+        catalogue: Catalogue,
+        popularity: Popularity,
+        *,
+        mode: Mode = "multi_token",
+        outcomes: Mapping[str, float] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        trained_until: float = 0.0,
+    ) -> "Bundle":
+        """A bundle of a snapshot of `model`: makes item table, index and golden answers.
+
+        Args:
+            outcomes: the default budget; None = equal shares.
+
+        Raises:
+            BundleError: there are no items, or the model gives NaN.
+            BudgetError: `outcomes` cannot be spent.
+        """
+        if not len(catalogue):
+            raise BundleError("rows", "the catalogue has no items")
+        model = copy.deepcopy(model).eval().requires_grad_(False)
+        table = model.item_table(catalogue)
+        _check_table(table, len(catalogue), model.config.width)
+        index = ItemIndex.build(table)
+        assert index.report is not None
+        budget = outcomes or dict.fromkeys(model.vocabulary.outcomes, 1.0)
+        manifest = Manifest(
+            created_at=time.time(),
+            trained_until=trained_until,
+            mode=mode,
+            config=model.config,
+            vocabulary=model.vocabulary,
+            outcomes=normalised(budget, model.vocabulary),
+            items=len(catalogue),
+            index=IndexEntry(**asdict(index.report)),
+            metrics=dict(metrics or {}),
+        )
+        bundle = cls(manifest, model, catalogue, table, index, popularity)
+        golden = tuple(bundle._answered(query) for query in _golden_queries(catalogue, model.vocabulary))
+        return replace(bundle, manifest=manifest.model_copy(update={"golden": golden}))
+
+    @property
+    def version(self) -> str:
+        """The registry's id of this version; empty until it is written."""
+        return self.manifest.version
+
+    @property
+    def config(self) -> ModelConfig:
+        """Of the model."""
+        return self.manifest.config
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What the indices of histories mean to this model."""
+        return self.manifest.vocabulary
+
+    @property
+    def outcomes(self) -> dict[str, float]:
+        """The default budget."""
+        return self.manifest.outcomes
+
+    @cached_property
+    def _rows_by_category(self) -> dict[str, list[int]]:
+        rows: dict[str, list[int]] = {}
+        for row, names in enumerate(self.catalogue.categories):
+            for name in names:
+                rows.setdefault(name, []).append(row)
+        return rows
+
+    def category_rows(self, categories: frozenset[str]) -> np.ndarray:
+        """int64, sorted: rows of the items that are in at least one of the categories."""
+        return np.unique(
+            np.array([row for name in categories for row in self._rows_by_category.get(name, ())], np.int64)
+        )
+
+    def write(self, folder: Path, version: str, learner: Mapping[str, Tensor] | None = None) -> "Bundle":
+        """Write the bundle aside, load it as a reader would, and give it its name.
+
+        Args:
+            folder: must not exist; its parent must.
+            learner: tensors that training goes on from.
+
+        Returns:
+            the bundle as loaded.
+
+        Raises:
+            OSError: it cannot be written in full; nothing is left behind.
+            BundleError: what was written fails a check; nothing is left behind.
+        """
+        if folder.exists():
+            raise FileExistsError(f"{folder} exists; a bundle never changes")
+        aside = folder.parent / f".{folder.name}.writing-{os.getpid()}"
+        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            aside.mkdir()
+            self._write_files(aside, learner)
+            files = {path.name: _entry(path) for path in sorted(aside.iterdir())}
+            manifest = self.manifest.model_copy(update={"version": version, "files": files})
+            manifest = manifest.model_copy(update={"checksum": manifest.digest()})
+            (aside / MANIFEST).write_text(manifest.model_dump_json())
+            for path in (*aside.iterdir(), aside):
+                _sync(path)
+            loaded = Bundle.load(aside)
+            aside.rename(folder)
+            _sync(folder.parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        return loaded
+
+    def _write_files(self, folder: Path, learner: Mapping[str, Tensor] | None) -> None:
+        try:
+            save_file(self.model.state_dict(), folder / MODEL)
+            if learner is not None:
+                save_file(dict(learner), folder / LEARNER)
+            self.catalogue.save(folder)
+            self.popularity.save(folder)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        with (folder / TABLE).open("wb") as file:
+            np.save(file, self.table, allow_pickle=False)
+        self.index.save(folder / INDEX)
+
+    @classmethod
+    def load(cls, folder: Path, mmap: bool = True) -> "Bundle":
+        """Load and check a bundle.
+
+        Args:
+            mmap: map item table and index, so that the processes of a machine share their pages.
+
+        Raises:
+            BundleError: naming the check it fails.
+        """
+        manifest = read_manifest(folder)
+        _check_files(folder, manifest)
+        model = _load_model(folder, manifest)
+        try:
+            table = np.asarray(np.load(folder / TABLE, mmap_mode="r" if mmap else None, allow_pickle=False))
+            index = ItemIndex.load(folder / INDEX, mmap)
+            catalogue = Catalogue.load(folder)
+            popularity = Popularity.load(folder)
+        except IndexFileError as error:
+            raise BundleError("format", str(error)) from None
+        except (ValueError, KeyError, TypeError, EOFError, SafetensorError) as error:
+            raise BundleError(
+                "format", f"{TABLE}, {CATALOGUE_FILE} or {POPULARITY_FILE} cannot be read: {error}"
+            ) from None
+        bundle = cls(manifest, model, catalogue, table, index, popularity)
+        bundle._check()
+        return bundle
+
+    def _check(self) -> None:
+        items, width = self.manifest.items, self.config.width
+        _check_table(self.table, items, width)
+        if self.index.width != width:
+            raise BundleError("shape", f"{INDEX} is {self.index.width} wide, the model {width}")
+        columns = {TABLE: len(self.table), INDEX: len(self.index)} | {
+            f"{CATALOGUE_FILE} {name}": len(getattr(self.catalogue, name)) for name in Catalogue.__dataclass_fields__
+        }
+        if set(columns.values()) != {items} or not items:
+            raise BundleError("rows", f"the manifest counts {items} items; found {columns}")
+        for ranked in (self.popularity.ranked, self.popularity.newest):
+            if ranked.max(initial=-1) >= items:
+                raise BundleError("rows", f"{POPULARITY_FILE} names rows that the catalogue does not have")
+        self._check_sample()
+        if (recall := self.index.recall(self.table)) < LOWEST_RECALL:
+            raise BundleError("recall", f"{INDEX} finds {recall:.2f} of the exact best 100; at least {LOWEST_RECALL}")
+        for query in self.manifest.golden:
+            self._check_golden(query)
+
+    def _check_sample(self) -> None:
+        """Rows of the table against the model: a table of another model, or in another order, is found out."""
+        rows = np.unique(np.linspace(0, len(self.table) - 1, _SAMPLE).astype(np.int64))
+        with torch.inference_mode():
+            fresh = self.model.item_vectors(
+                as_int64(self.catalogue.hashes[rows]),
+                torch.from_numpy(self.catalogue.bags[rows]),
+                torch.from_numpy(self.catalogue.content[rows]),
+                torch.from_numpy(self.catalogue.has_content[rows]),
+            )
+        worst = np.abs(fresh.numpy() - self.table[rows]).max()
+        if not worst < TOLERANCE:
+            raise BundleError("table", f"{TABLE} differs by {worst:.3g} from what the model makes of the catalogue")
+
+    def _answered(self, query: GoldenQuery) -> GoldenQuery:
+        e_SD = self._golden_embeddings(query)
+        _, rows = self.index.search(e_SD[:1], min(_GOLDEN_K, len(self.index)))
+        return query.model_copy(
+            update={
+                "embeddings": tuple(tuple(round(x, 6) for x in e_D) for e_D in e_SD.tolist()),
+                "items": tuple(self.catalogue.item_ids[row] for row in rows[0]),
+            }
+        )
+
+    def _golden_embeddings(self, query: GoldenQuery) -> np.ndarray:
+        """float32[steps, D]: the first embedding of each of two steps."""
+        request = GenerationRequest(_history(query), k=1, now=query.now)
+        generated = embed(self, [request], GenerationConfig(mode=self.manifest.mode, steps=2))
+        e_SD: np.ndarray = generated.e_BED[0].reshape(2, -1, self.config.width)[:, 0]
+        return e_SD
+
+    def _check_golden(self, query: GoldenQuery) -> None:
+        e_SD, expected_SD = self._golden_embeddings(query), np.array(query.embeddings, np.float32)
+        if e_SD.shape != expected_SD.shape or not np.allclose(e_SD, expected_SD, rtol=0, atol=TOLERANCE):
+            raise BundleError("golden", "a golden history gives other embeddings than when the bundle was made")
+        scores, _ = self.index.search(e_SD[:1], len(query.items))
+        rows = np.array([self.catalogue.row(item_id) for item_id in query.items])
+        # Of items whose scores are all but equal, any may come first.
+        if (rows < 0).any() or (self.table[rows] @ e_SD[0] < scores[0] - TOLERANCE).any():
+            raise BundleError("golden", "a golden history gives other items than when the bundle was made")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest alone.
+
+    Raises:
+        BundleError: missing, format or hash.
+    """
+    try:
+        return Manifest.parse((folder / MANIFEST).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError("missing", f"{MANIFEST} is not in {folder}") from None
+
+
+def read_learner(folder: Path) -> dict[str, Tensor] | None:
+    """What training goes on from, checked; None where the bundle holds none.
+
+    Raises:
+        BundleError: missing, format or hash.
+    """
+    manifest = read_manifest(folder)
+    if LEARNER not in manifest.files:
+        return None
+    _check_file(folder / LEARNER, manifest.files[LEARNER])
+    return load_file(folder / LEARNER)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _entry(path: Path) -> FileEntry:
+    with path.open("rb") as file:
+        return FileEntry(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    for name in REQUIRED:
+        if name not in manifest.files:
+            raise BundleError("missing", f"{name} is not in {MANIFEST}")
+    for name, entry in manifest.files.items():
+        _check_file(folder / name, entry)
+
+
+def _check_file(path: Path, expected: FileEntry) -> None:
+    try:
+        found = _entry(path)
+    except FileNotFoundError:
+        raise BundleError("missing", f"{path.name} is not in the folder") from None
+    if found != expected:
+        size = f"{found.bytes} bytes instead of {expected.bytes}" if found.bytes != expected.bytes else "other bytes"
+        raise BundleError("hash", f"{path.name} is not as it was written: {size}")
+
+
+def _load_model(folder: Path, manifest: Manifest) -> PinRecModel:
+    try:
+        weights = load_file(folder / MODEL)
+    except SafetensorError as error:
+        raise BundleError("format", f"{MODEL} cannot be read: {error}") from None
+    for name, weight in weights.items():
+        if not bool(weight.isfinite().all()):
+            raise BundleError("nan", f"{MODEL} has NaN or infinity in {name}")
+    with torch.random.fork_rng(devices=[]):  # random first weights must not move the caller's generator
+        model = PinRecModel(manifest.config, manifest.vocabulary)
+    for name, expected in model.state_dict().items():
+        if name in weights and weights[name].dtype != expected.dtype:
+            raise BundleError("dtype", f"{MODEL} has {weights[name].dtype} in {name}, not {expected.dtype}")
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise BundleError("shape", f"{MODEL} does not fit the manifest's config: {error}") from None
+    return model.eval().requires_grad_(False)
+
+
+def _check_table(table: np.ndarray, items: int, width: int) -> None:
+    if table.dtype != np.float32:
+        raise BundleError("dtype", f"{TABLE} is {table.dtype}, not float32")
+    if table.ndim != 2 or table.shape[1] != width:
+        raise BundleError("shape", f"{TABLE} has shape {table.shape}, the model is {width} wide")
+    if len(table) != items:
+        raise BundleError("rows", f"{TABLE} has {len(table)} rows for {items} items")
+    if not np.isfinite(table).all():
+        raise BundleError("nan", f"{TABLE} has NaN or infinity")
+    norms = np.linalg.norm(table, axis=1)
+    if np.abs(norms - 1).max(initial=0) > TOLERANCE:
+        raise BundleError("norm", f"{TABLE} has rows of length {norms.min():.3g} to {norms.max():.3g}, not 1")
+
+
+def _golden_queries(catalogue: Catalogue, vocabulary: Vocabulary) -> list[GoldenQuery]:
+    """Fixed histories over this catalogue, one unknown item and, where search is declared, a query among them."""
+    queries = []
+    for at, length in enumerate(_GOLDEN_LENGTHS):
+        events = []
+        for i in range(length):
+            item_id = catalogue.item_ids[(31 * i + 7 * at) % len(catalogue)] if i % 5 != 3 else f"unknown {i}"
+            action = (i + at) % len(vocabulary.actions)
+            is_query = vocabulary.actions[action].name == "search"
+            events.append(
+                GoldenEvent(
+                    item_id=" ".join(catalogue.titles[i % len(catalogue)].split()) if is_query else item_id,
+                    action=action,
+                    surface=i % len(vocabulary.surfaces),
+                    timestamp=1_750_000_000.0 + 97.0 * i * i,
+                    is_query=is_query,
+                )
+            )
+        queries.append(GoldenQuery(history=tuple(events), now=events[-1].timestamp + 45.0))
+    return queries
+
+
+def _history(query: GoldenQuery) -> History:
+    return History.of(
+        [
+            HistoryEvent(e.timestamp, f"{i:06d}", e.item_id, hash_id(e.item_id), e.action, e.surface, e.is_query)
+            for i, e in enumerate(query.history)
+        ]
+    )

@@ -1,0 +1,468 @@
+"""From histories to lists: encode, generate embeddings, split the budget, search, filter.
+
+Every stage takes a whole batch. Shape suffixes: B requests, L events, E embeddings of a request in generation
+order (step, then outcome, then offset), Q embeddings that are searched, K results of a search, D width.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pinrec.backbone import KVCache
+from pinrec.budget import compress, normalised, slots, spread
+from pinrec.config import GenerationConfig
+from pinrec.hashing import hash_id
+from pinrec.history import History
+from pinrec.items import query_bag
+from pinrec.model import PinRecModel, as_int64, previous_timestamps
+
+if TYPE_CHECKING:
+    from pinrec.bundle import Bundle
+
+ANY: Final = -1
+"""The index of "no outcome", "any surface" and "any offset" in the head, and of "no row"."""
+_DEEPEST: Final = 2_048
+_SELECTIVE: Final = 8
+
+
+class RequestError(ValueError):
+    """A request that cannot be answered; `field` is at fault and `remedy` says what to send instead."""
+
+    def __init__(self, field: str, remedy: str) -> None:
+        super().__init__(f"{field}: {remedy}")
+        self.field, self.remedy = field, remedy
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One list to make.
+
+    Attributes:
+        history: the user's events; may be None or empty only where there is a context.
+        k: items wanted.
+        now: epoch seconds.
+        outcomes: budget by outcome name; None = the configured or trained shares.
+        surface: vocabulary index of where the list is shown; None = any.
+        context_item: the item the user looks at; it is never in the list.
+        context_query: what the user searches for.
+        exclude: item ids that must not come back.
+        exclude_seen: leave out every item of the history.
+        categories: if any, an item must be in at least one of them.
+    """
+
+    history: History | None
+    k: int
+    now: float
+    outcomes: dict[str, float] | None = None
+    surface: int | None = None
+    context_item: str | None = None
+    context_query: str | None = None
+    exclude: frozenset[str] = frozenset()
+    exclude_seen: bool = True
+    categories: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One item of a list and the embedding that found it; nulls where nothing was aimed at.
+
+    Attributes:
+        row: of the catalogue.
+        score: inner product with the embedding; in a list of popular items 1 / rank.
+        outcome: name of the outcome aimed at.
+        offset_s: seconds from now aimed at.
+        step: decode step, from 0.
+    """
+
+    row: int
+    item_id: str
+    score: float
+    outcome: str | None = None
+    offset_s: float | None = None
+    step: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """B histories, encoded.
+
+    Attributes:
+        h_BD: state at each last event.
+        cache: keys and values; decoding lengthens it in place, `cache.rewind` undoes that.
+        last_B: float64, timestamp of each last event.
+        surface_B: int64, surface of each last event.
+    """
+
+    h_BD: Tensor
+    cache: KVCache
+    last_B: Tensor
+    surface_B: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """What was generated. `outcome_BE` is -1 where none was aimed at; `slots_BE` is 0 where a row has fewer outcomes.
+
+    `offset_E` is NaN where no offset was aimed at.
+    """
+
+    e_BED: np.ndarray
+    outcome_BE: np.ndarray
+    offset_E: np.ndarray
+    step_E: np.ndarray
+    slots_BE: np.ndarray
+
+
+def check(request: GenerationRequest, config: GenerationConfig) -> None:
+    """Refuse what cannot be generated for.
+
+    Raises:
+        RequestError: k out of range, or neither history nor context.
+    """
+    if not 1 <= request.k <= config.max_k:
+        raise RequestError("k", f"must be from 1 to {config.max_k}, not {request.k}")
+    if not request.history and request.context_item is None and request.context_query is None:
+        raise RequestError("history", "is empty; answer unknown users with popular items")
+
+
+def generate(
+    bundle: "Bundle", requests: Sequence[GenerationRequest], config: GenerationConfig
+) -> list[list[Candidate]]:
+    """Lists of up to k items each: exactly k distinct ones wherever the filters leave k.
+
+    Outcomes are interleaved by their shares, so that the head of a list keeps to the budget too; within an
+    outcome the best score comes first.
+
+    Raises:
+        RequestError: see `check`.
+        BudgetError: see `normalised`.
+    """
+    if not requests:
+        return []
+    return retrieve(bundle, requests, embed(bundle, requests, config), config)
+
+
+@torch.inference_mode()
+def encode(bundle: "Bundle", requests: Sequence[GenerationRequest]) -> Encoded:
+    """Prefill the histories, each followed by its request's context as a virtual last event."""
+    events = _Events(bundle, requests)
+    x_BLD = bundle.model.tokens(
+        torch.from_numpy(events.item_BLD),
+        torch.from_numpy(events.action_BL),
+        torch.from_numpy(events.surface_BL),
+        timestamp_BL := torch.from_numpy(events.timestamp_BL),
+        previous_timestamps(timestamp_BL),
+    )
+    length_B = torch.from_numpy(events.length_B)
+    h_BLD, cache = bundle.model.prefill(x_BLD, length_B)
+    row_B, last_B = torch.arange(len(requests)), length_B - 1
+    return Encoded(
+        h_BLD[row_B, last_B], cache, timestamp_BL[row_B, last_B], torch.from_numpy(events.surface_BL)[row_B, last_B]
+    )
+
+
+@torch.inference_mode()
+def embed(
+    bundle: "Bundle",
+    requests: Sequence[GenerationRequest],
+    config: GenerationConfig,
+    encoded: Encoded | None = None,
+) -> Embeddings:
+    """Generate outcomes x offsets embeddings in each of `config.steps` steps.
+
+    Only the immediate next one (the largest share's outcome, the nearest offset) is fed back as the next token.
+
+    Args:
+        encoded: of these requests, if the caller has it; its cache grows by steps - 1.
+    """
+    for request in requests:
+        check(request, config)
+    shares = [_shares(bundle, request, config) for request in requests]
+    encoded = encode(bundle, requests) if encoded is None else encoded
+    model, conditioned = bundle.model, config.mode != "unconditioned"
+    offsets = np.array(model.config.offsets_s if config.mode == "multi_token" else (math.nan,))
+    nearest = int(offsets.argmin()) if config.mode == "multi_token" else 0
+    aims = _outcomes(bundle, shares)
+    outcome_BE = np.repeat(aims if conditioned else np.full((len(requests), 1), ANY), len(offsets), axis=1)
+    surface_B = torch.tensor([ANY if request.surface is None else request.surface for request in requests])
+    surface_BE = (surface_B if conditioned else torch.full_like(surface_B, ANY))[:, None].expand(outcome_BE.shape)
+    next_surface_B = torch.where(surface_B == ANY, encoded.surface_B, surface_B)
+    now_B = torch.maximum(torch.tensor([request.now for request in requests], dtype=torch.float64), encoded.last_B)
+    h_BD, last_B, steps = encoded.h_BD, encoded.last_B, []
+    for step in range(config.steps):
+        offset_BE = _offsets(offsets, now_B - last_B, outcome_BE.shape[1], model.config.max_offset_s)
+        e_BED = model.head(h_BD, torch.from_numpy(outcome_BE), surface_BE, offset_BE)
+        steps.append(e_BED)
+        if step + 1 < config.steps:
+            x_BD = model.tokens(e_BED[:, nearest], torch.from_numpy(aims[:, 0].copy()), next_surface_B, now_B, last_B)
+            h_BD, last_B = model.decode(x_BD, encoded.cache), now_B
+    every_step_BE = np.tile(outcome_BE, config.steps)
+    return Embeddings(
+        e_BED=torch.cat(steps, 1).numpy(),
+        outcome_BE=every_step_BE,
+        offset_E=np.tile(offsets, config.steps * outcome_BE.shape[1] // len(offsets)),
+        step_E=np.repeat(np.arange(config.steps), outcome_BE.shape[1]),
+        slots_BE=_slots(bundle, requests, shares if conditioned else None, every_step_BE),
+    )
+
+
+def _shares(bundle: "Bundle", request: GenerationRequest, config: GenerationConfig) -> dict[str, float]:
+    wanted = config.default_outcomes or bundle.outcomes if request.outcomes is None else request.outcomes
+    return normalised(wanted, bundle.vocabulary)
+
+
+def _outcomes(bundle: "Bundle", shares: Sequence[dict[str, float]]) -> np.ndarray:
+    """int64[B, O]: each row's outcomes, largest share first; -1 behind a row's last."""
+    aims = np.full((len(shares), max(map(len, shares))), ANY, np.int64)
+    for row, names in zip(aims, shares, strict=True):
+        row[: len(names)] = [bundle.vocabulary.action_index[name] for name in names]
+    return aims
+
+
+def _offsets(offsets: np.ndarray, pause_B: Tensor, embeddings: int, longest_s: float) -> Tensor:
+    """float32[B, E]: seconds from each last event, as offsets count from now; -1 where none is aimed at."""
+    if np.isnan(offsets).any():
+        return torch.full((len(pause_B), embeddings), float(ANY))
+    offset_E = torch.from_numpy(np.tile(offsets, embeddings // len(offsets)))
+    return (pause_B.clamp(0, longest_s)[:, None] + offset_E).clamp(max=longest_s).float()
+
+
+def _slots(
+    bundle: "Bundle",
+    requests: Sequence[GenerationRequest],
+    shares: Sequence[dict[str, float]] | None,
+    outcome_BE: np.ndarray,
+) -> np.ndarray:
+    """int64[B, E]: k places over outcomes by their shares, then evenly over each outcome's embeddings."""
+    slots_BE = np.zeros(outcome_BE.shape, np.int64)
+    for b, request in enumerate(requests):
+        if shares is None:
+            slots_BE[b] = spread(request.k, outcome_BE.shape[1])
+            continue
+        for name, places in zip(shares[b], slots(list(shares[b].values()), request.k), strict=True):
+            mine_E = outcome_BE[b] == bundle.vocabulary.action_index[name]
+            slots_BE[b, mine_E] = spread(places, int(mine_E.sum()))
+    return slots_BE
+
+
+class _Events:
+    """Histories and contexts as right-padded arrays [B, L]."""
+
+    def __init__(self, bundle: "Bundle", requests: Sequence[GenerationRequest]) -> None:
+        self._bundle = bundle
+        config, vocabulary = bundle.model.config, bundle.vocabulary
+        searching = vocabulary.action_index.get("search", 0)
+        engaging = min(vocabulary.engaging)
+        kept = [min(len(request.history or ()), config.history) for request in requests]
+        context = [(r.context_item is not None) + (r.context_query is not None) for r in requests]
+        self.length_B = np.add(kept, context, dtype=np.int64)
+        shape = len(requests), int(self.length_B.max())
+        self.item_BLD = np.zeros((*shape, config.width), np.float32)
+        self.action_BL, self.surface_BL = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        self.timestamp_BL = np.zeros(shape, np.float64)
+        hash_BL, is_item_BL = np.zeros(shape, np.uint64), np.zeros(shape, np.bool_)
+        queries: list[tuple[int, int, str]] = []
+        for b, request in enumerate(requests):
+            n, last, surface = kept[b], request.now, 0
+            if request.history and n:
+                rows = request.history.rows[-n:]
+                hash_BL[b, :n], is_item_BL[b, :n] = rows["item_hash"], rows["is_query"] == 0
+                self.action_BL[b, :n], self.surface_BL[b, :n] = rows["action"], rows["surface"]
+                self.timestamp_BL[b, :n] = rows["timestamp"]
+                last, surface = max(last, float(rows["timestamp"][-1])), int(rows["surface"][-1])
+                if rows["is_query"].any():
+                    texts = request.history.item_ids[-n:]
+                    queries += [(b, int(at), texts[at]) for at in np.nonzero(rows["is_query"])[0]]
+            self.timestamp_BL[b, n : n + context[b]] = last
+            self.surface_BL[b, n : n + context[b]] = surface if request.surface is None else request.surface
+            if request.context_query is not None:
+                queries.append((b, n, request.context_query))
+                self.action_BL[b, n] = searching
+                n += 1
+            if request.context_item is not None:
+                hash_BL[b, n], is_item_BL[b, n] = hash_id(request.context_item), True
+                self.action_BL[b, n] = engaging
+        self.item_BLD[is_item_BL] = item_vectors(bundle, hash_BL[is_item_BL])
+        if queries:
+            bags = np.stack([query_bag(text, config) for _, _, text in queries])
+            row, at, _ = zip(*queries, strict=True)
+            self.item_BLD[row, at] = bundle.model.query_vectors(torch.from_numpy(bags)).numpy()
+
+
+@torch.inference_mode()
+def item_vectors(bundle: "Bundle", hash_N: np.ndarray) -> np.ndarray:
+    """float32[N, D]: rows of the item table, and for items it does not hold the tower on their hash alone."""
+    row_N = bundle.catalogue.rows(hash_N)
+    x_ND: np.ndarray = bundle.table[np.maximum(row_N, 0)]
+    unknown = np.nonzero(row_N < 0)[0]
+    if len(unknown):
+        x_ND[unknown] = _from_hash(bundle.model, hash_N[unknown])
+    return x_ND
+
+
+def _from_hash(model: PinRecModel, hash_N: np.ndarray) -> np.ndarray:
+    n = len(hash_N)
+    return model.item_vectors(
+        as_int64(hash_N),
+        torch.zeros(n, model.config.bag_size, dtype=torch.int32),
+        torch.zeros(n, model.config.content_width),
+        torch.zeros(n, dtype=torch.bool),
+    ).numpy()
+
+
+@dataclass(frozen=True, slots=True)
+class _Filter:
+    """What one request refuses.
+
+    Attributes:
+        refused: rows that must not come back.
+        rows: the only rows that may, sorted; None = all.
+    """
+
+    refused: frozenset[int]
+    rows: np.ndarray | None
+
+    @classmethod
+    def of(cls, bundle: "Bundle", request: GenerationRequest) -> "_Filter":
+        hashes = [hash_id(item_id) for item_id in request.exclude]
+        if request.context_item is not None:
+            hashes.append(hash_id(request.context_item))
+        if request.exclude_seen and request.history:
+            events = request.history.rows
+            hashes += events["item_hash"][events["is_query"] == 0].tolist()
+        refused = bundle.catalogue.rows(np.array(hashes, np.uint64)).tolist() if hashes else ()
+        return cls(frozenset(refused), bundle.category_rows(request.categories) if request.categories else None)
+
+    def mask(self, rows: np.ndarray) -> np.ndarray:
+        """Which rows may come back; the same shape. Padding (-1) may not."""
+        allowed: np.ndarray = rows >= 0
+        if self.refused:
+            allowed &= ~np.isin(rows, list(self.refused))
+        if self.rows is not None:
+            allowed &= np.isin(rows, self.rows)
+        return allowed
+
+
+def retrieve(
+    bundle: "Bundle", requests: Sequence[GenerationRequest], embeddings: Embeddings, config: GenerationConfig
+) -> list[list[Candidate]]:
+    """Search the index with all embeddings at once and fill every list.
+
+    A request whose filters leave an embedding short is searched again, alone and twice as deep, and in the end
+    answered by an exact scan of what its filters leave: so is, at once, one that asks for a rare category.
+    """
+    slots_BE = compress(embeddings.e_BED, embeddings.outcome_BE, embeddings.slots_BE, config.compression)
+    filters = [_Filter.of(bundle, request) for request in requests]
+    found: list[list[Candidate]] = [[] for _ in requests]
+    rare = {b for b, f in enumerate(filters) if f.rows is not None and len(f.rows) * _SELECTIVE < len(bundle.index)}
+    pending = [b for b in range(len(requests)) if b not in rare]
+    fetch = max(1, math.ceil(config.overfetch * int(slots_BE.max())))
+    while pending:
+        fetch = min(fetch, len(bundle.index))
+        row_Q, at_Q = np.nonzero(slots_BE[pending])
+        request_Q = np.array(pending)[row_Q]
+        score_QK, item_QK = bundle.index.search(embeddings.e_BED[request_Q, at_Q], fetch)
+        start = np.searchsorted(row_Q, np.arange(len(pending) + 1))
+        short = []
+        for i, b in enumerate(pending):
+            mine = slice(start[i], start[i + 1])
+            taken = _fill(slots_BE[b, at_Q[mine]], score_QK[mine], item_QK[mine], filters[b])
+            if len(taken) < requests[b].k:
+                short.append(b)
+            else:
+                found[b] = _candidates(bundle, embeddings, b, at_Q[mine], taken)
+        if fetch >= min(len(bundle.index), _DEEPEST):
+            rare.update(short)
+            break
+        pending, fetch = short, 2 * fetch
+    for b in rare:
+        at_Q = np.nonzero(slots_BE[b])[0]
+        score_QK, item_QK = _scan(bundle, filters[b], embeddings.e_BED[b, at_Q], requests[b].k)
+        taken = _fill(slots_BE[b, at_Q], score_QK, item_QK, filters[b])
+        found[b] = _candidates(bundle, embeddings, b, at_Q, taken)
+    return found
+
+
+def _fill(
+    places_Q: np.ndarray, score_QK: np.ndarray, item_QK: np.ndarray, only: _Filter
+) -> list[tuple[int, int, float]]:
+    """(embedding, row, score), best score first: each embedding's places with its best items, none twice.
+
+    An item that several embeddings found goes to the one that scores it highest and has a place left.
+    """
+    left, total = places_Q.tolist(), int(places_Q.sum())
+    order = np.argsort(-score_QK, axis=None, kind="stable")
+    order = order[only.mask(item_QK).ravel()[order]]
+    rows, scores = item_QK.ravel()[order].tolist(), score_QK.ravel()[order].tolist()
+    seen: set[int] = set()
+    taken: list[tuple[int, int, float]] = []
+    for embedding, row, score in zip((order // item_QK.shape[1]).tolist(), rows, scores, strict=True):
+        if left[embedding] and row not in seen:
+            left[embedding] -= 1
+            seen.add(row)
+            taken.append((embedding, row, score))
+            if len(taken) == total:
+                break
+    return taken
+
+
+def _scan(bundle: "Bundle", only: _Filter, q_QD: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and rows [Q, K] of the exact best `depth` that the filter leaves, -1 padded.
+
+    With `depth` = k every embedding still has enough after the others have taken theirs.
+    """
+    rows = np.arange(len(bundle.table)) if only.rows is None else only.rows
+    if not len(rows):
+        return np.zeros((len(q_QD), 1), np.float32), np.full((len(q_QD), 1), ANY)
+    score_QN = q_QD @ (bundle.table if only.rows is None else bundle.table[rows]).T
+    score_QN[:, ~only.mask(rows)] = -np.inf
+    depth = min(depth, len(rows))
+    best_QK = np.argpartition(-score_QN, depth - 1, axis=1)[:, :depth]
+    return np.take_along_axis(score_QN, best_QK, axis=1), rows[best_QK]
+
+
+def _candidates(
+    bundle: "Bundle", embeddings: Embeddings, b: int, at_Q: np.ndarray, taken: Sequence[tuple[int, int, float]]
+) -> list[Candidate]:
+    """One request's list, its outcomes interleaved by how many items each has."""
+    groups: dict[int, list[Candidate]] = {}
+    for q, row, score in taken:
+        at = int(at_Q[q])
+        outcome, offset_s = int(embeddings.outcome_BE[b, at]), float(embeddings.offset_E[at])
+        groups.setdefault(outcome, []).append(
+            Candidate(
+                row=row,
+                item_id=bundle.catalogue.item_ids[row],
+                score=score,
+                outcome=None if outcome == ANY else bundle.vocabulary.actions[outcome].name,
+                offset_s=None if math.isnan(offset_s) else offset_s,
+                step=int(embeddings.step_E[at]),
+            )
+        )
+    # The j-th of n stands at (j + 1/2) / n of the list: any head of it holds each outcome's share, within one.
+    placed = [
+        ((j + 0.5) / len(group), -len(group), candidate)
+        for group in groups.values()
+        for j, candidate in enumerate(group)
+    ]
+    return [candidate for _, _, candidate in sorted(placed, key=lambda place: place[:2])]
+
+
+def popular(bundle: "Bundle", request: GenerationRequest, fresh_every: int = 5) -> list[Candidate]:
+    """A list for whom nothing is known of: popular items, every `fresh_every`-th a new one, best first.
+
+    The filters are those of `generate`; k distinct items wherever they leave k.
+    """
+    only = _Filter.of(bundle, request)
+    items = len(bundle.catalogue)
+    ranked = bundle.popularity.cold_start(request.surface, items, fresh_every)
+    others = np.setdiff1d(np.arange(items), ranked) if len(ranked) < items else ranked[:0]
+    rows = np.concatenate((ranked, others))
+    rows = rows[only.mask(rows)][: request.k]
+    # The score orders the list and means nothing else: popularity and newness share no scale.
+    return [Candidate(row, bundle.catalogue.item_ids[row], 1 / (1 + at)) for at, row in enumerate(rows.tolist())]

@@ -1,0 +1,256 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pinrec.budget import BudgetError
+from pinrec.bundle import MANIFEST, REQUIRED, Bundle, BundleError, Manifest, _entry, read_learner
+from pinrec.config import GenerationConfig
+from pinrec.generation import generate
+from pinrec.index import ItemIndex
+from tests.small_bundle import request, small_bundle, small_items
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "v000001"
+    small_bundle().write(folder, "v000001", learner={"moment": torch.arange(3.0)})
+    return folder
+
+
+@pytest.fixture
+def folder(written, tmp_path):
+    return Path(shutil.copytree(written, tmp_path / "v000001"))
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(BundleError) as error:
+        Bundle.load(folder)
+    return error.value.check
+
+
+def sign_again(folder: Path, **changes) -> None:
+    """Make hashes and checksum fit what is in the folder: damage that only the later checks can see."""
+    manifest = Manifest.model_validate(json.loads((folder / MANIFEST).read_text()))
+    files = {name: _entry(folder / name) for name in manifest.files}
+    manifest = manifest.model_copy(update={"files": files, **changes})
+    manifest = manifest.model_copy(update={"checksum": manifest.digest()})
+    (folder / MANIFEST).write_text(manifest.model_dump_json())
+
+
+def save_table(folder: Path, table: np.ndarray) -> None:
+    np.save(folder / "table.npy", table)
+    sign_again(folder)
+
+
+def lists(bundle: Bundle) -> list[list[str]]:
+    asked = [request(n, n) for n in (1, 5, 30)]
+    return [[c.item_id for c in found] for found in generate(bundle, asked, GenerationConfig())]
+
+
+def test_a_loaded_bundle_answers_as_the_one_that_was_written(folder):
+    for mmap in (False, True):
+        loaded = Bundle.load(folder, mmap)
+        assert loaded.version == "v000001"
+        assert loaded.manifest.metrics == {"recall@10": 0.5}
+        assert lists(loaded) == lists(small_bundle())
+
+
+def test_a_fresh_process_answers_the_same(folder):
+    script = (
+        "import sys, json; from pathlib import Path; from tests.unit.pinrec.test_bundle import lists, Bundle\n"
+        "print(json.dumps(lists(Bundle.load(Path(sys.argv[1])))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=100, check=True
+    )
+    assert json.loads(done.stdout) == lists(small_bundle())
+
+
+def test_loading_leaves_the_callers_random_numbers_alone(folder):
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    Bundle.load(folder)
+    assert torch.rand(1) == expected
+
+
+def test_the_learners_tensors_come_back(folder):
+    assert read_learner(folder)["moment"].tolist() == [0.0, 1.0, 2.0]
+    (folder / "learner.safetensors").write_bytes(b"other")
+    with pytest.raises(BundleError, match=r"hash: learner\.safetensors"):
+        read_learner(folder)
+
+
+@pytest.mark.parametrize("name", [*REQUIRED, "learner.safetensors"])
+def test_a_flipped_bit_in_any_file_is_refused(folder, name):
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    assert refused(folder) == "hash"
+
+
+def test_a_flipped_bit_anywhere_in_the_manifest_is_refused(folder):
+    content = (folder / MANIFEST).read_bytes()
+    for at in range(0, len(content), len(content) // 23):
+        damaged = bytearray(content)
+        damaged[at] ^= 1
+        (folder / MANIFEST).write_bytes(damaged)
+        assert refused(folder) in {"hash", "format"}
+
+
+@pytest.mark.parametrize("name", [*REQUIRED, MANIFEST])
+def test_a_truncated_file_is_refused(folder, name):
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    assert refused(folder) == ("format" if name == MANIFEST else "hash")
+
+
+@pytest.mark.parametrize("name", [*REQUIRED, MANIFEST, "learner.safetensors"])
+def test_a_missing_file_is_refused(folder, name):
+    (folder / name).unlink()
+    assert refused(folder) == "missing"
+
+
+def test_a_manifest_that_leaves_a_file_out_is_refused(folder):
+    manifest = Manifest.parse((folder / MANIFEST).read_bytes())
+    files = {name: entry for name, entry in manifest.files.items() if name != "table.npy"}
+    manifest = manifest.model_copy(update={"files": files})
+    (folder / MANIFEST).write_text(manifest.model_copy(update={"checksum": manifest.digest()}).model_dump_json())
+    assert refused(folder) == "missing"
+
+
+@pytest.mark.parametrize("found", [0, 2, "1", None])
+def test_another_format_is_refused(folder, found):
+    raw = json.loads((folder / MANIFEST).read_text()) | {"format": found}
+    (folder / MANIFEST).write_text(json.dumps(raw))
+    with pytest.raises(BundleError, match="this program reads 1") as error:
+        Bundle.load(folder)
+    assert error.value.check == "format"
+
+
+@pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "a/b", ".hidden"])
+def test_a_manifest_cannot_name_files_outside_its_folder(folder, name):
+    raw = json.loads((folder / MANIFEST).read_text())
+    raw["files"][name] = raw["files"]["table.npy"]
+    (folder / MANIFEST).write_text(json.dumps(raw))
+    assert refused(folder) == "format"
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_a_file_of_another_kind_is_refused(folder, name):
+    (folder / name).write_bytes(b"\x93NUMPY something else")
+    sign_again(folder)
+    assert refused(folder) == "format"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_table_that_is_not_finite_is_refused(folder, bad):
+    table = np.load(folder / "table.npy")
+    table[7, 3] = bad
+    save_table(folder, table)
+    assert refused(folder) == "nan"
+
+
+@pytest.mark.parametrize(
+    ("damage", "check"),
+    [
+        (lambda t: t.astype(np.float64), "dtype"),
+        (lambda t: t[:, :-1], "shape"),
+        (lambda t: t[:-1], "rows"),
+        (lambda t: t * 1.1, "norm"),
+        (lambda t: t[::-1], "table"),
+        (lambda t: np.concatenate((t[1:2], t[:1], t[2:])), "table"),
+    ],
+    ids=["float64", "narrow", "short", "long vectors", "reversed", "two rows swapped"],
+)
+def test_a_wrong_table_is_refused_by_name(folder, damage, check):
+    save_table(folder, damage(np.load(folder / "table.npy")))
+    assert refused(folder) == check
+
+
+@pytest.mark.parametrize(
+    ("rows", "check"), [(slice(0, 0), "rows"), (slice(0, -1), "rows"), (slice(None, None, -1), "recall")]
+)
+def test_an_index_over_other_rows_is_refused(folder, rows, check):
+    table = np.load(folder / "table.npy")
+    ItemIndex.build(np.ascontiguousarray(table[rows])).save(folder / "index.faiss")
+    sign_again(folder)
+    assert refused(folder) == check
+
+
+def test_an_index_of_another_width_is_refused(folder):
+    ItemIndex.build(np.load(folder / "table.npy")[:, :8].copy()).save(folder / "index.faiss")
+    sign_again(folder)
+    assert refused(folder) == "shape"
+
+
+def test_a_catalogue_of_other_items_is_refused(folder, tmp_path):
+    other = small_bundle(small_items(60))
+    other.catalogue.save(folder)
+    sign_again(folder)
+    assert refused(folder) == "rows"
+    shutil.rmtree(folder)
+    small_bundle().write(folder, "v000001")
+    small_bundle(small_items()[::-1]).catalogue.save(folder)
+    sign_again(folder)
+    assert refused(folder) == "table"
+
+
+@pytest.mark.parametrize(
+    ("damage", "check"),
+    [
+        (lambda w: w.__setitem__("output.out.bias", w["output.out.bias"] * torch.nan), "nan"),
+        (lambda w: w.__setitem__("output.out.bias", w["output.out.bias"].half()), "dtype"),
+        (lambda w: w.__setitem__("output.out.bias", w["output.out.bias"][:3].clone()), "shape"),
+        (lambda w: w.pop("output.out.bias"), "shape"),
+        (lambda w: w["output.out.bias"].add_(0.5), "golden"),
+        (lambda w: w["action.weight"].copy_(w["action.weight"].flip(0)), "golden"),
+    ],
+    ids=["nan", "half", "short", "absent", "shifted", "actions reversed"],
+)
+def test_weights_that_are_not_the_bundles_are_refused(folder, damage, check):
+    weights = load_file(folder / "model.safetensors")
+    damage(weights)
+    save_file(weights, folder / "model.safetensors")
+    sign_again(folder)
+    assert refused(folder) == check
+
+
+def test_popularity_of_another_catalogue_is_refused(folder):
+    small_bundle(small_items(240)).popularity.save(folder)
+    sign_again(folder)
+    assert refused(folder) == "rows"
+
+
+def test_a_bundle_is_never_written_over_and_leaves_nothing_aside(folder):
+    with pytest.raises(FileExistsError):
+        small_bundle().write(folder, "v000001")
+    assert [path.name for path in folder.parent.iterdir()] == ["v000001"]
+
+
+def test_a_snapshot_does_not_follow_the_model_it_was_taken_of():
+    bundle = small_bundle()
+    again = Bundle.of(bundle.model, bundle.catalogue, bundle.popularity)
+    before = lists(again)
+    bundle.model.output.out.bias.data += 1.0
+    assert lists(again) == before
+
+
+def test_no_bundle_without_items_or_with_a_broken_model():
+    with pytest.raises(BundleError, match="no items"):
+        small_bundle([])
+    bundle = small_bundle()
+    bundle.model.tower.mlp[0].bias.data[:] = torch.nan
+    with pytest.raises(BundleError, match="nan"):
+        Bundle.of(bundle.model, bundle.catalogue, bundle.popularity)
+    with pytest.raises(BudgetError):
+        Bundle.of(small_bundle().model, bundle.catalogue, bundle.popularity, outcomes={"buy": 1.0})

@@ -1,0 +1,213 @@
+import os
+import subprocess
+import sys
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from pinrec.bundle import BundleError
+from pinrec.registry import Registry, RegistryError, UnknownVersionError
+from tests.small_bundle import small_bundle, small_items
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    return small_bundle(small_items(40))
+
+
+@pytest.fixture(params=["folder", "object store"])
+def registry(request, tmp_path):
+    """The same tests on a folder and on a store without folders, renames or local paths."""
+    if request.param == "folder":
+        yield Registry(tmp_path / "the models")
+        return
+    bucket = uuid.uuid4().hex
+    memory = fsspec.filesystem("memory")
+    memory.makedirs(f"/{bucket}")
+    yield Registry(f"memory://{bucket}/models", cache=tmp_path / "cache")
+    memory.rm(f"/{bucket}", recursive=True)
+
+
+def names(registry):
+    return [info.version for info in registry.versions()]
+
+
+def test_an_empty_registry_has_no_current_version(registry):
+    assert registry.current() is None
+    assert registry.versions() == []
+    with pytest.raises(UnknownVersionError, match="none yet"):
+        registry.load("v000001")
+
+
+def test_publish_moves_the_pointer_and_load_gives_what_was_published(registry, bundle):
+    version = registry.publish(bundle)
+    assert version == registry.current() == "v000001"
+    loaded = registry.load(version)
+    assert loaded.version == version
+    assert (loaded.table == bundle.table).all()
+    assert registry.publish(bundle) == registry.current() == "v000002"
+    infos = registry.versions()
+    assert [(i.version, i.current, i.items, i.metrics) for i in infos] == [
+        ("v000001", False, 40, {"recall@10": 0.5}),
+        ("v000002", True, 40, {"recall@10": 0.5}),
+    ]
+
+
+def test_another_handle_sees_the_pointer_move(registry, bundle, tmp_path):
+    reader = Registry(registry.url, cache=tmp_path / "other")
+    assert reader.current() is None
+    version = registry.publish(bundle)
+    assert reader.current() == version
+    assert reader.load(version).version == version
+
+
+def test_activate_goes_back_and_refuses_unknown_versions(registry, bundle):
+    registry.publish(bundle)
+    registry.publish(bundle)
+    registry.activate("v000001")
+    assert registry.current() == "v000001"
+    for unknown in ("v000009", "latest", "../v000001", ""):
+        with pytest.raises(UnknownVersionError, match="newest versions are: v000001, v000002"):
+            registry.activate(unknown)
+    assert registry.current() == "v000001"
+    assert registry.publish(bundle) == registry.current() == "v000003"
+
+
+def test_publish_without_activation_leaves_the_pointer(registry, bundle):
+    registry.publish(bundle)
+    assert registry.publish(bundle, activate=False) == "v000002"
+    assert registry.current() == "v000001"
+
+
+def test_prune_keeps_the_newest_the_current_and_the_pinned(registry, bundle):
+    for _ in range(5):
+        registry.publish(bundle)
+    registry.activate("v000002")
+    assert registry.prune(keep=1, pinned=["v000003"]) == ["v000001", "v000004"]
+    assert names(registry) == ["v000002", "v000003", "v000005"]
+    assert registry.load("v000002").version == "v000002"
+    assert registry.publish(bundle) == "v000006"
+    with pytest.raises(ValueError, match="keep"):
+        registry.prune(keep=0)
+
+
+def test_a_version_number_is_never_used_twice(registry, bundle):
+    for _ in range(3):
+        registry.publish(bundle)
+    registry.activate("v000001")
+    registry.prune(keep=1)
+    assert registry.publish(bundle) == "v000004"
+
+
+def test_publishers_at_the_same_time_never_write_the_same_version(registry, bundle):
+    with ThreadPoolExecutor(4) as pool:
+        versions = list(pool.map(lambda _: Registry(registry.url).publish(bundle), range(8)))
+    assert len(set(versions)) == 8
+    assert sorted(versions) == names(registry)
+    assert registry.current() in versions
+
+
+def test_the_pointer_never_moves_back_by_a_slow_publisher(registry, bundle, monkeypatch):
+    slow = Registry(registry.url)
+    monkeypatch.setattr(slow, "_claim", lambda: "v000001")
+    registry._fs.makedirs(registry._root, exist_ok=True)
+    monkeypatch.setattr(registry, "_claim", lambda: "v000002")
+    registry.publish(bundle)
+    slow.publish(bundle)
+    assert names(registry) == ["v000001", "v000002"]
+    assert registry.current() == "v000002"
+
+
+def test_a_bundle_that_fails_its_checks_is_not_published(registry, bundle, monkeypatch):
+    registry.publish(bundle)
+    broken = small_bundle(small_items(40))
+    broken.table[3] = broken.table[4]
+    with pytest.raises(BundleError, match="table"):
+        registry.publish(broken)
+    assert registry.current() == "v000001"
+    assert names(registry) == ["v000001"]
+
+
+def test_a_damaged_version_is_listed_with_its_problem_and_refused(registry, bundle):
+    version = registry.publish(bundle)
+    path = f"{registry._root}/{version}/manifest.json"
+    registry._fs.pipe_file(path, registry._fs.cat_file(path).replace(b'"items":40', b'"items":41'))
+    assert "manifest.json is not as it was written" in registry.versions()[0].problem
+    with pytest.raises(BundleError) as error:
+        registry.load(version)
+    assert error.value.check == "hash"
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"version": 3}', b'{"version": "../../etc"}'])
+def test_a_damaged_pointer_is_a_clear_error_and_activation_mends_it(registry, bundle, text):
+    version = registry.publish(bundle)
+    registry._fs.pipe_file(f"{registry._root}/current.json", text)
+    with pytest.raises(RegistryError, match="activate a version anew"):
+        registry.current()
+    registry.activate(version)
+    assert registry.current() == version
+
+
+def test_a_damaged_copy_is_fetched_again(bundle, tmp_path):
+    registry = Registry(f"memory://{uuid.uuid4().hex}/models", cache=tmp_path)
+    version = registry.publish(bundle)
+    copied = registry.folder(version)
+    (copied / "table.npy").write_bytes(b"damaged")
+    assert registry.load(version).version == version
+
+
+def test_what_a_dead_publisher_left_is_cleared_away(bundle, tmp_path):
+    registry = Registry(tmp_path)
+    registry.publish(bundle)
+    left, writing = tmp_path / ".v000002.writing-1", tmp_path / ".v000003.writing-2"
+    for folder in (left, writing):
+        folder.mkdir()
+        (folder / "table.npy").write_bytes(b"half")
+    long_ago = time.time() - 7_200
+    os.utime(left, (long_ago, long_ago))
+    assert names(registry) == ["v000001"]
+    registry.prune(keep=3)
+    assert not left.exists()
+    assert writing.exists()
+
+
+def test_a_reader_keeps_answering_from_a_version_that_is_pruned(bundle, tmp_path):
+    registry = Registry(tmp_path)
+    loaded = registry.load(registry.publish(bundle))
+    registry.publish(bundle)
+    assert registry.prune(keep=1) == ["v000001"]
+    assert (loaded.table == bundle.table).all()
+
+
+def test_no_disk_space_is_a_clear_error_and_the_pointer_stays(bundle, tmp_path):
+    registry = Registry(tmp_path)
+    registry.publish(bundle)
+    script = (
+        "import resource, sys\n"
+        "from pinrec.registry import Registry, RegistryError\n"
+        "from tests.small_bundle import small_bundle, small_items\n"
+        "bundle = small_bundle(small_items(40))\n"
+        "for limit in (0, 100, 2_000, 20_000):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))\n"
+        "    try: Registry(sys.argv[1]).publish(bundle)\n"
+        "    except RegistryError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    # A limit of 0 still lets an empty claim through; every one of the four must fail with the remedy.
+    assert done.stdout.count("free disk space") == 4, done.stdout + done.stderr
+    assert registry.current() == "v000001"
+    assert names(registry) == ["v000001"]
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
