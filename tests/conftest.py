@@ -1,9 +1,13 @@
 """What tests share: one real broker for the whole run, and topics of their own for each test."""
 
+import os
 import uuid
 from collections.abc import Iterator
 
 import pytest
+
+# Before torch or FAISS is imported: their thread pools spin against each other, and tiny tests take ten times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from streaming.broker import LocalBroker
 from streaming.config import KafkaSettings
