@@ -100,7 +100,7 @@ class LiveTown:
         if now < self._last:
             return []
         since, self._last = self._last, now
-        self._credit = min(self._credit + min(now - since, _GAP_S) * self._rate, max(1.0, _GAP_S * self._rate))
+        self._credit = min(self._credit + (now - since) * self._rate, max(1.0, _GAP_S * self._rate))
         changes = self._turn_over(now)
         events: list[UserEvent] = []
         while self._credit > 0:
