@@ -107,13 +107,14 @@ class _Choice:
 
 
 def _csv(path: Path, choice: _Choice) -> pa.Table:
-    with pa.csv.open_csv(path) as reader:
-        names = list(choice.of(reader.schema.names))
     wrong: list[pa.csv.InvalidRow] = []
 
     def note(row: pa.csv.InvalidRow) -> str:
         wrong.append(row)
         return "skip"
+
+    with pa.csv.open_csv(path, parse_options=pa.csv.ParseOptions(invalid_row_handler=note)) as reader:
+        names = list(choice.of(reader.schema.names))
 
     def read(use_threads: bool) -> pa.Table:
         return pa.csv.read_csv(

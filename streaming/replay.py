@@ -66,7 +66,8 @@ class Replayed:
 class Replay:
     """Publishes a log.
 
-    A replay that falls behind its pace catches up as fast as Kafka takes events; the publisher bounds what is under way.
+    A replay that falls behind its pace catches up as fast as Kafka takes events; the publisher bounds what is under
+    way.
 
     Args:
         log: the events, or a slice of them.
