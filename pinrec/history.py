@@ -31,6 +31,7 @@ ROW: Final = np.dtype(
 _HEADER: Final = struct.Struct("<8sQI")
 _LENGTH: Final = struct.Struct("<I")
 _ROW: Final = struct.Struct("<dQHHB3x")
+_TIMESTAMP: Final = struct.Struct("<d")
 _MAGIC: Final = b"PINRECH1"
 assert ROW.itemsize == _ROW.size
 
@@ -115,14 +116,14 @@ class History:
 
 
 def _pack(events: Sequence[HistoryEvent], total: int) -> bytes:
-    event_heap = "\n".join(e.event_id for e in events).encode()
+    event_heap = "\n".join([e.event_id for e in events]).encode()
     return b"".join(
         (
             _HEADER.pack(_MAGIC, total, len(events)),
-            *(_ROW.pack(e.timestamp, e.item_hash, e.action, e.surface, e.is_query) for e in events),
+            *[_ROW.pack(e.timestamp, e.item_hash, e.action, e.surface, e.is_query) for e in events],
             _LENGTH.pack(len(event_heap)),
             event_heap,
-            "\n".join(e.item_id for e in events).encode(),
+            "\n".join([e.item_id for e in events]).encode(),
         )
     )
 
@@ -139,6 +140,8 @@ def merge(packed: bytes | None, events: Sequence[HistoryEvent], limit: int, stri
         the new packed history and how many events it took. A duplicate (same event id) is
         dropped; so is an event older than a window that has already moved on.
     """
+    if packed is None and len(events) == 1:
+        return _pack(events, 1), 1
     appended = _append(packed, events, limit) if packed is not None else None
     if appended is not None:
         return appended, len(events)
@@ -172,23 +175,31 @@ def _append(packed: bytes, events: Sequence[HistoryEvent], limit: int) -> bytes 
     events_at = _HEADER.size + count * ROW.itemsize
     (length,) = _LENGTH.unpack_from(packed, events_at)
     heap = packed[events_at + _LENGTH.size : events_at + _LENGTH.size + length]
-    (last_timestamp,) = struct.unpack_from("<d", packed, events_at - ROW.itemsize)
-    last = (last_timestamp, heap[heap.rfind(b"\n") + 1 :].decode())
-    event_heap = heap
-    for event in events:
-        event_id = event.event_id.encode()
-        if event.order <= last or b"\n%b\n" % event_id in b"\n%b\n" % event_heap:
+    (last_timestamp,) = _TIMESTAMP.unpack_from(packed, events_at - ROW.itemsize)
+    # UTF-8 sorts as text does, so ids are compared as bytes.
+    last_id = heap[heap.rfind(b"\n") + 1 :]
+    known = b"\n%b\n" % heap
+    rows, event_heap, item_heap = [], [heap], []
+    for timestamp, event_id, item_id, item_hash, action, surface, is_query in events:
+        id_bytes = event_id.encode()
+        line = b"\n" + id_bytes
+        if timestamp < last_timestamp or (timestamp == last_timestamp and id_bytes <= last_id):
             return None
-        last = event.order
-        event_heap += b"\n" + event_id
+        if line + b"\n" in known or line in event_heap:
+            return None
+        last_timestamp, last_id = timestamp, id_bytes
+        rows.append(_ROW.pack(timestamp, item_hash, action, surface, is_query))
+        event_heap.append(line)
+        item_heap.append(b"\n" + item_id.encode())
+    events_heap = b"".join(event_heap)
     return b"".join(
         (
             _HEADER.pack(_MAGIC, total + len(events), count + len(events)),
             packed[_HEADER.size : events_at],
-            *(_ROW.pack(e.timestamp, e.item_hash, e.action, e.surface, e.is_query) for e in events),
-            _LENGTH.pack(len(event_heap)),
-            event_heap,
+            *rows,
+            _LENGTH.pack(len(events_heap)),
+            events_heap,
             packed[events_at + _LENGTH.size + length :],
-            *(b"\n" + e.item_id.encode() for e in events),
+            *item_heap,
         )
     )

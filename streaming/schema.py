@@ -31,6 +31,8 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def _plain(text: str) -> str:
+    if len(text) <= 64 and text.isprintable():  # nearly every id, at a fifth of the cost
+        return text
     if _CONTROL.search(text):
         raise ValueError("must not hold control characters such as newlines")
     if len(text.encode()) > 256:
@@ -187,6 +189,9 @@ class BadEventError(ValueError):
         self.field, self.reason = field, reason
 
 
+_validate_event = UserEvent.__pydantic_validator__.validate_json
+
+
 class EventCodec:
     """Bytes of the event topic <-> checked events.
 
@@ -203,6 +208,7 @@ class EventCodec:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.vocabulary = vocabulary
+        self._actions, self._surfaces = vocabulary.action_index, vocabulary.surface_index
         self._max_future_s = max_future_s
         self._clock = clock
 
@@ -217,7 +223,7 @@ class EventCodec:
         if len(value) > MAX_MESSAGE_BYTES:
             raise BadEventError("value", f"{len(value)} bytes; at most {MAX_MESSAGE_BYTES} are taken")
         try:
-            event = UserEvent.model_validate_json(value)
+            event = _validate_event(value)
         except ValidationError as error:
             raise first_problem(error) from None
         if key is not None and key != event.user_id.encode():
@@ -230,11 +236,11 @@ class EventCodec:
         Raises:
             BadEventError: with the field at fault.
         """
-        if event.action not in self.vocabulary.action_index:
-            known = ", ".join(self.vocabulary.action_index)
+        if event.action not in self._actions:
+            known = ", ".join(self._actions)
             raise BadEventError("action", f"{event.action[:64]!r} is not declared; declared are {known}")
-        if event.surface not in self.vocabulary.surface_index:
-            known = ", ".join(self.vocabulary.surface_index)
+        if event.surface not in self._surfaces:
+            known = ", ".join(self._surfaces)
             raise BadEventError("surface", f"{event.surface[:64]!r} is not declared; declared are {known}")
         if event.timestamp > self._clock() + self._max_future_s:
             hint = "; it looks like milliseconds, send seconds" if event.timestamp > 1e11 else ""
