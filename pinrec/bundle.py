@@ -223,18 +223,17 @@ class Bundle:
         return self.manifest.outcomes
 
     @cached_property
-    def _rows_by_category(self) -> dict[str, list[int]]:
+    def _rows_by_category(self) -> dict[str, np.ndarray]:
         rows: dict[str, list[int]] = {}
         for row, names in enumerate(self.catalogue.categories):
-            for name in names:
+            for name in set(names):
                 rows.setdefault(name, []).append(row)
-        return rows
+        return {name: np.array(of_name, np.int64) for name, of_name in rows.items()}
 
     def category_rows(self, categories: frozenset[str]) -> np.ndarray:
         """int64, sorted: rows of the items that are in at least one of the categories."""
-        return np.unique(
-            np.array([row for name in categories for row in self._rows_by_category.get(name, ())], np.int64)
-        )
+        known = [self._rows_by_category[name] for name in categories if name in self._rows_by_category]
+        return known[0] if len(known) == 1 else np.unique(np.concatenate([np.empty(0, np.int64), *known]))
 
     def write(self, folder: Path, version: str, learner: Mapping[str, Tensor] | None = None) -> "Bundle":
         """Write the bundle aside, load it as a reader would, and give it its name.

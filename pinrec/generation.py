@@ -26,8 +26,12 @@ if TYPE_CHECKING:
 
 ANY: Final = -1
 """The index of "no outcome", "any surface" and "any offset" in the head, and of "no row"."""
+# A search costs about the same for 32 results as for 8, and with 8 most users' seen items would call for a second one.
+_SHALLOWEST: Final = 32
 _DEEPEST: Final = 2_048
-_SELECTIVE: Final = 8
+# Categories of no more rows than this are scanned: cheaper than to search on until enough of them turn up.
+_SCANNED_ROWS: Final = 5_000
+_SCANNED_SHARE: Final = 1 / 64
 
 
 class RequestError(ValueError):
@@ -67,7 +71,7 @@ class GenerationRequest:
     categories: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Candidate:
     """One item of a list and the embedding that found it; nulls where nothing was aimed at.
 
@@ -336,16 +340,17 @@ class _Filter:
             events = request.history.rows
             hashes += events["item_hash"][events["is_query"] == 0].tolist()
         refused = bundle.catalogue.rows(np.array(hashes, np.uint64)).tolist() if hashes else ()
-        return cls(frozenset(refused), bundle.category_rows(request.categories) if request.categories else None)
+        rows = bundle.category_rows(request.categories) if request.categories else None
+        return cls(frozenset(refused) - {ANY}, rows)
 
-    def mask(self, rows: np.ndarray) -> np.ndarray:
-        """Which rows may come back; the same shape. Padding (-1) may not."""
-        allowed: np.ndarray = rows >= 0
-        if self.refused:
-            allowed &= ~np.isin(rows, list(self.refused))
+    def left(self, items: int) -> np.ndarray:
+        """bool[items]: which rows may come back."""
+        left = np.full(items, self.rows is None)
         if self.rows is not None:
-            allowed &= np.isin(rows, self.rows)
-        return allowed
+            left[self.rows] = True
+        if self.refused:
+            left[list(self.refused)] = False
+        return left
 
 
 def retrieve(
@@ -354,14 +359,15 @@ def retrieve(
     """Search the index with all embeddings at once and fill every list.
 
     A request whose filters leave an embedding short is searched again, alone and twice as deep, and in the end
-    answered by an exact scan of what its filters leave: so is, at once, one that asks for a rare category.
+    answered by an exact scan of what its filters leave: so is, at once, one whose categories hold few items.
     """
     slots_BE = compress(embeddings.e_BED, embeddings.outcome_BE, embeddings.slots_BE, config.compression)
     filters = [_Filter.of(bundle, request) for request in requests]
     found: list[list[Candidate]] = [[] for _ in requests]
-    rare = {b for b, f in enumerate(filters) if f.rows is not None and len(f.rows) * _SELECTIVE < len(bundle.index)}
-    pending = [b for b in range(len(requests)) if b not in rare]
-    fetch = max(1, math.ceil(config.overfetch * int(slots_BE.max())))
+    few = max(_SCANNED_ROWS, int(_SCANNED_SHARE * len(bundle.index)))
+    scanned = {b for b, only in enumerate(filters) if only.rows is not None and len(only.rows) <= few}
+    pending = [b for b in range(len(requests)) if b not in scanned]
+    fetch = max(_SHALLOWEST, math.ceil(config.overfetch * int(slots_BE.max())))
     while pending:
         fetch = min(fetch, len(bundle.index))
         row_Q, at_Q = np.nonzero(slots_BE[pending])
@@ -371,40 +377,41 @@ def retrieve(
         short = []
         for i, b in enumerate(pending):
             mine = slice(start[i], start[i + 1])
-            taken = _fill(slots_BE[b, at_Q[mine]], score_QK[mine], item_QK[mine], filters[b])
+            taken = _fill(slots_BE[b, at_Q[mine]], score_QK[mine], item_QK[mine], filters[b], len(bundle.table))
             if len(taken) < requests[b].k:
                 short.append(b)
             else:
                 found[b] = _candidates(bundle, embeddings, b, at_Q[mine], taken)
         if fetch >= min(len(bundle.index), _DEEPEST):
-            rare.update(short)
+            scanned.update(short)
             break
         pending, fetch = short, 2 * fetch
-    for b in rare:
+    for b in scanned:
         at_Q = np.nonzero(slots_BE[b])[0]
         score_QK, item_QK = _scan(bundle, filters[b], embeddings.e_BED[b, at_Q], requests[b].k)
-        taken = _fill(slots_BE[b, at_Q], score_QK, item_QK, filters[b])
+        taken = _fill(slots_BE[b, at_Q], score_QK, item_QK, filters[b], len(bundle.table))
         found[b] = _candidates(bundle, embeddings, b, at_Q, taken)
     return found
 
 
 def _fill(
-    places_Q: np.ndarray, score_QK: np.ndarray, item_QK: np.ndarray, only: _Filter
+    places_Q: np.ndarray, score_QK: np.ndarray, item_QK: np.ndarray, only: _Filter, items: int
 ) -> list[tuple[int, int, float]]:
     """(embedding, row, score), best score first: each embedding's places with its best items, none twice.
 
     An item that several embeddings found goes to the one that scores it highest and has a place left.
     """
-    left, total = places_Q.tolist(), int(places_Q.sum())
+    wanted, total = places_Q.tolist(), int(places_Q.sum())
     order = np.argsort(-score_QK, axis=None, kind="stable")
-    order = order[only.mask(item_QK).ravel()[order]]
+    if only.rows is not None:
+        order = order[only.left(items)[item_QK.ravel()[order]]]
     rows, scores = item_QK.ravel()[order].tolist(), score_QK.ravel()[order].tolist()
-    seen: set[int] = set()
+    gone = {ANY, *only.refused}
     taken: list[tuple[int, int, float]] = []
     for embedding, row, score in zip((order // item_QK.shape[1]).tolist(), rows, scores, strict=True):
-        if left[embedding] and row not in seen:
-            left[embedding] -= 1
-            seen.add(row)
+        if wanted[embedding] and row not in gone:
+            wanted[embedding] -= 1
+            gone.add(row)
             taken.append((embedding, row, score))
             if len(taken) == total:
                 break
@@ -412,17 +419,14 @@ def _fill(
 
 
 def _scan(bundle: "Bundle", only: _Filter, q_QD: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and rows [Q, K] of the exact best `depth` that the filter leaves, -1 padded.
+    """Scores and rows [Q, K] of the exact best `depth` that the filter leaves.
 
     With `depth` = k every embedding still has enough after the others have taken theirs.
     """
-    rows = np.arange(len(bundle.table)) if only.rows is None else only.rows
-    if not len(rows):
-        return np.zeros((len(q_QD), 1), np.float32), np.full((len(q_QD), 1), ANY)
-    score_QN = q_QD @ (bundle.table if only.rows is None else bundle.table[rows]).T
-    score_QN[:, ~only.mask(rows)] = -np.inf
+    rows = np.nonzero(only.left(len(bundle.table)))[0]
+    score_QN = q_QD @ bundle.table[rows].T
     depth = min(depth, len(rows))
-    best_QK = np.argpartition(-score_QN, depth - 1, axis=1)[:, :depth]
+    best_QK = np.argpartition(-score_QN, max(depth - 1, 0), axis=1)[:, :depth] if depth else score_QN.astype(np.int64)
     return np.take_along_axis(score_QN, best_QK, axis=1), rows[best_QK]
 
 
@@ -463,6 +467,6 @@ def popular(bundle: "Bundle", request: GenerationRequest, fresh_every: int = 5) 
     ranked = bundle.popularity.cold_start(request.surface, items, fresh_every)
     others = np.setdiff1d(np.arange(items), ranked) if len(ranked) < items else ranked[:0]
     rows = np.concatenate((ranked, others))
-    rows = rows[only.mask(rows)][: request.k]
+    rows = rows[only.left(items)[rows]][: request.k]
     # The score orders the list and means nothing else: popularity and newness share no scale.
     return [Candidate(row, bundle.catalogue.item_ids[row], 1 / (1 + at)) for at, row in enumerate(rows.tolist())]

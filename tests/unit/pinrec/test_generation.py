@@ -183,10 +183,18 @@ some_requests = st.builds(
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(some_requests, min_size=1, max_size=3), st.sampled_from(MODES), st.sampled_from([1.0, 3.0]))
-def test_k_distinct_items_wherever_k_exist_and_nothing_filtered(bundle, asked, mode, overfetch):
+@given(
+    st.lists(some_requests, min_size=1, max_size=3),
+    st.sampled_from(MODES),
+    st.sampled_from([1.0, 3.0]),
+    st.sampled_from([0, 5_000]),
+)
+def test_k_distinct_items_wherever_k_exist_and_nothing_filtered(bundle, asked, mode, overfetch, scanned_rows):
     config = GenerationConfig(mode=mode, overfetch=overfetch)
-    for each, found in zip(asked, generate(bundle, asked, config), strict=True):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pinrec.generation._SCANNED_ROWS", scanned_rows)
+        lists = generate(bundle, asked, config)
+    for each, found in zip(asked, lists, strict=True):
         allowed = allowed_rows(bundle, each)
         rows = [c.row for c in found]
         assert len(set(rows)) == len(rows) == min(each.k, len(allowed))
