@@ -107,7 +107,9 @@ class Block(nn.Module):
         self.attention_norm, self.forward_norm = nn.RMSNorm(config.width), nn.RMSNorm(config.width)
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
         self.out = nn.Linear(config.width, config.width, bias=False)
-        self.gate_up = nn.Linear(config.width, 2 * hidden, bias=False)
+        # Two layers, not one cut in two: on a CPU the gradient of SiLU over a strided half is ten times slower.
+        self.gate = nn.Linear(config.width, hidden, bias=False)
+        self.up = nn.Linear(config.width, hidden, bias=False)
         self.down = nn.Linear(hidden, config.width, bias=False)
         for layer in (self.out, self.down):
             nn.init.normal_(layer.weight, std=0.02 / (2 * config.layers) ** 0.5)
@@ -121,8 +123,8 @@ class Block(nn.Module):
     def join(self, x: Tensor, attended_BHLK: Tensor) -> Tensor:
         """The rest of the block, behind the attention."""
         x = x + self._drop(self.out(attended_BHLK.transpose(1, 2).flatten(2)))
-        gate, up = self.gate_up(self.forward_norm(x)).chunk(2, -1)
-        return x + self._drop(self.down(F.silu(gate) * up))
+        normed = self.forward_norm(x)
+        return x + self._drop(self.down(F.silu(self.gate(normed)) * self.up(normed)))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)

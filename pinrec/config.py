@@ -107,9 +107,11 @@ class ModelConfig(Frozen):
 class TrainingConfig(Frozen):
     """How the weights are fitted."""
 
-    batch_users: int = Field(32, ge=1, description="user windows in one step")
+    batch_users: int = Field(
+        32, ge=1, description="full windows in one step; as many more where windows are shorter than `window`"
+    )
     window: int = Field(64, ge=2, description="events of one training window")
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     uniform_negatives: int = Field(512, ge=1, description="drawn per step, shared by the batch")
     in_batch_negatives: bool = True

@@ -20,10 +20,11 @@ from pinrec.subjects import Subjects
 from pinrec.windows import Indices, Windows
 
 LATER_TARGETS: Final = 1  # multi_token: predictions of later events, beside the next, at each position
-IN_BATCH: Final = 1_024  # most in-batch negatives; the logits would grow with their square
-LONG_EVERY: Final = 4  # every so many batches hold windows as long as served histories, and as many fewer of them
+IN_BATCH: Final = 512  # most in-batch negatives; the logits would grow with their square
+LONG_EVERY: Final = 4  # every so many batches hold windows as long as served histories
 BUCKETED: Final = 16  # batches cut from one lot of windows sorted by length, to save padding
 DROP: Final = 0.12  # how often a condition is dropped, so that one set of weights serves every mode
+TABLE_RATE: Final = 10.0  # learning rate of embedding tables, whose rows are seldom met, of all else's
 LATER_RATE: Final = 0.3  # learning rate of later rounds, of the first one's
 FINAL_RATE: Final = 0.1  # what the rate falls to in the course of a fit
 
@@ -63,9 +64,14 @@ class Learner:
         named = list(self.model.named_parameters())
         # Decay pulls tables' rarely seen rows, norms and biases nowhere useful.
         decayed = [p for name, p in named if p.ndim == 2 and not _is_table(name)]
-        others = [p for name, p in named if p.ndim != 2 or _is_table(name)]
+        others = [p for name, p in named if p.ndim != 2 and not _is_table(name)]
+        tables = [p for name, p in named if _is_table(name)]
         self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            [
+                {"params": decayed, "weight_decay": training.weight_decay, "scale": 1.0},
+                {"params": others, "weight_decay": 0.0, "scale": 1.0},
+                {"params": tables, "weight_decay": 0.0, "scale": TABLE_RATE},
+            ],
             lr=training.learning_rate,
             betas=(0.9, 0.98),
             fused=True,
@@ -104,7 +110,7 @@ class Learner:
             torch.manual_seed(self.training.seed + self.step)
             for done, (lo, hi) in zip(range(steps), batches, strict=False):
                 for group in self.optimizer.param_groups:
-                    group["lr"] = peak * _rate(done, steps)
+                    group["lr"] = peak * group["scale"] * _rate(done, steps)
                 loss, predicted = self._step(step_data, rng, lo, hi)
                 losses.append(loss)
                 inputs += int((hi - lo).sum())
@@ -128,16 +134,18 @@ class Learner:
     def _lots(
         self, windows: Windows, rng: np.random.Generator, length: int, since_row: int
     ) -> Iterator[tuple[Indices, Indices]]:
-        size = max(1, self.training.batch_users * self.training.window // max(length, self.training.window))
+        budget = max(length, self.training.batch_users * self.training.window)
         while True:
             lo, hi = windows.epoch(rng, length, since_row)
             shuffled = rng.permutation(len(lo))
-            for at in range(0, len(lo), size * BUCKETED):
-                lot = shuffled[at : at + size * BUCKETED]
+            # About as many windows to a lot as fill BUCKETED batches.
+            size = max(1, int(BUCKETED * budget / max(1.0, float((hi - lo).mean()))))
+            for at in range(0, len(lo), size):
+                lot = shuffled[at : at + size]
                 lot = lot[np.argsort((hi - lo)[lot], kind="stable")]
-                cuts = np.arange(0, len(lot), size)
-                for cut in rng.permutation(cuts):
-                    batch = lot[cut : cut + size]
+                batches = list(_packed((hi - lo)[lot], budget))
+                for number in rng.permutation(len(batches)):
+                    batch = lot[batches[number]]
                     yield lo[batch], hi[batch]
 
     def _step(self, data: "_StepData", rng: np.random.Generator, lo: Indices, hi: Indices) -> tuple[float, int]:
@@ -161,7 +169,7 @@ class Learner:
         )
         vectors_UD = data.subjects.vectors(model, used[used >= 0])
         sizes = [position_BL.size, admissible_MA.size, len(pool_P)]
-        input_BL, positives, pool = torch.from_numpy(codes - int(used[0] < 0)).split(sizes)
+        input_BL, positives, pool = torch.split(torch.from_numpy(codes - int(used[0] < 0)), sizes)
         positive_MA = positives.view(admissible_MA.shape)
 
         timestamp_BL = torch.from_numpy(windows.timestamp[position_BL])
@@ -271,6 +279,16 @@ class _StepData:
     subject_of: Indices
     surface_of: Indices
     catalogue_items: int
+
+
+def _packed(ascending: Indices, budget: int) -> Iterator[slice]:
+    """Cut windows of ascending lengths into runs of at most `budget` positions, padding included."""
+    begin = 0
+    while begin < len(ascending):
+        padded = ascending[begin:] * np.arange(1, len(ascending) - begin + 1)
+        end = begin + max(1, int(np.searchsorted(padded, budget, side="right")))
+        yield slice(begin, end)
+        begin = end
 
 
 def _rate(done: int, steps: int) -> float:

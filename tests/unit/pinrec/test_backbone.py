@@ -1,0 +1,81 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pinrec.backbone import KVCache
+from pinrec.config import ModelConfig, Vocabulary
+from pinrec.model import PinRecModel
+
+CONFIG = ModelConfig(width=16, layers=2, heads=2, hash_buckets=64, bag_buckets=64, id_width=8)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return PinRecModel(CONFIG, Vocabulary()).eval()
+
+
+def states(model, x, lengths):
+    """Each row's state at its last position, one row at a time, without padding or cache."""
+    return torch.cat([model(x[b : b + 1, :n])[:, -1] for b, n in enumerate(lengths)])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 24), min_size=1, max_size=5), st.integers(0, 20), st.integers(0, 999))
+def test_decoding_token_by_token_equals_encoding_the_whole(model, lengths, more, seed):
+    torch.manual_seed(seed)
+    x_BLD = torch.randn(len(lengths), max(lengths) + more, CONFIG.width)
+    length_B = torch.tensor(lengths)
+    with torch.no_grad():
+        _, cache = model.prefill(x_BLD[:, : max(lengths)], length_B)
+        for step in range(more):
+            h_BD = model.decode(x_BLD[torch.arange(len(lengths)), length_B + step], cache)
+            torch.testing.assert_close(
+                h_BD, states(model, x_BLD, [n + step + 1 for n in lengths]), atol=2e-5, rtol=2e-4
+            )
+    assert cache.length_B.tolist() == [n + more for n in lengths]
+
+
+@torch.no_grad()
+def test_what_stands_in_the_padding_changes_nothing(model):
+    x = torch.randn(2, 6, CONFIG.width)
+    length = torch.tensor([6, 3])
+    h, cache = model.prefill(x, length)
+    soiled = x.clone()
+    soiled[1, 3:] = 1e3
+    h_soiled, cache_soiled = model.prefill(soiled, length)
+    torch.testing.assert_close(h[1, :3], h_soiled[1, :3])
+    token = torch.randn(2, CONFIG.width)
+    torch.testing.assert_close(model.decode(token, cache), model.decode(token, cache_soiled))
+
+
+@torch.no_grad()
+def test_rewinding_undoes_decode_steps(model):
+    x, length = torch.randn(2, 5, CONFIG.width), torch.tensor([5, 2])
+    _, cache = model.prefill(x, length)
+    token = torch.randn(2, CONFIG.width)
+    expected = model.decode(token, cache)
+    cache.rewind(length)
+    model.decode(torch.randn(2, CONFIG.width), cache)
+    cache.rewind(length)
+    torch.testing.assert_close(model.decode(token, cache), expected)
+
+
+@torch.no_grad()
+def test_caches_of_single_users_joined_decode_like_the_batch(model):
+    x, length = torch.randn(3, 7, CONFIG.width), torch.tensor([7, 1, 4])
+    _, batch = model.prefill(x, length)
+    singles = [batch.rows(torch.tensor([b])) for b in (2, 0, 1)]
+    assert [single.capacity for single in singles] == [4, 7, 1]
+    token = torch.randn(3, CONFIG.width)
+    joined = model.decode(token[[2, 0, 1]], KVCache.cat(singles, room=1))
+    torch.testing.assert_close(joined, model.decode(token, batch)[[2, 0, 1]])
+
+
+def test_a_cache_of_other_shapes_is_refused(model):
+    _, cache = model.prefill(torch.randn(2, 3, CONFIG.width), torch.tensor([3, 3]))
+    with pytest.raises(AssertionError):
+        model.decode(torch.randn(3, CONFIG.width), cache)
+    with pytest.raises(AssertionError):
+        cache.rewind(torch.tensor([4, 3]))

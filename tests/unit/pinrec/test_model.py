@@ -1,0 +1,123 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pinrec.config import ModelConfig, Vocabulary
+from pinrec.hashing import hash_id
+from pinrec.items import Catalogue, Item, query_bag
+from pinrec.model import PinRecModel, as_int64, previous_timestamps
+from pinrec.tower import mix
+
+CONFIG = ModelConfig(width=16, layers=1, heads=2, hash_buckets=512, bag_buckets=512, id_width=8, content_width=3)
+DAY_S = 86_400.0
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return PinRecModel(CONFIG, Vocabulary()).eval()
+
+
+def test_mix_is_splitmix64():
+    """Against plain integers: the hash must be the same on every machine, or a bundle's table is not its model's."""
+
+    def reference(x, seed):
+        full = (1 << 64) - 1
+        x = (x + 0x9E3779B97F4A7C15 * (seed + 1)) & full
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & full
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & full
+        return x ^ (x >> 31)
+
+    hashes = np.array([hash_id(str(i)) for i in range(50)] + [0, 2**64 - 1], np.uint64)
+    for seed in (0, 1, 7):
+        mixed = mix(as_int64(hashes), seed).numpy().view(np.uint64)
+        assert mixed.tolist() == [reference(int(h), seed) for h in hashes]
+
+
+@torch.no_grad()
+def test_every_item_has_a_unit_vector_of_its_own_seen_or_not(model):
+    table = model.item_table(Catalogue.of([Item(f"item {i}") for i in range(200)], CONFIG))
+    np.testing.assert_allclose(np.linalg.norm(table, axis=1), 1.0, rtol=1e-5)
+    assert len(np.unique(table.round(5), axis=0)) == 200
+
+
+@torch.no_grad()
+def test_content_and_features_reach_the_vector_only_where_an_item_has_them(model):
+    plain, titled, embedded = (
+        model.item_table(Catalogue.of([item], CONFIG))[0]
+        for item in (Item("a"), Item("a", "red cup"), Item("a", embedding=(1.0, 0.0, 0.0)))
+    )
+    assert not np.allclose(plain, titled, atol=1e-3)
+    assert not np.allclose(plain, embedded, atol=1e-3)
+    catalogue = Catalogue.of([Item("a")], CONFIG)
+    noise = torch.randn(1, 3)
+    soiled = model.item_vectors(
+        as_int64(catalogue.hashes), torch.from_numpy(catalogue.bags), noise, torch.tensor([False])
+    )
+    np.testing.assert_allclose(soiled.numpy()[0], plain, atol=1e-6)
+
+
+@torch.no_grad()
+def test_queries_with_the_same_words_have_the_same_vector(model):
+    bags = torch.from_numpy(np.stack([query_bag(text, CONFIG) for text in ("Red  CUP", "red cup", "blue cup")]))
+    vectors = model.query_vectors(bags)
+    torch.testing.assert_close(vectors[0], vectors[1])
+    assert not torch.allclose(vectors[0], vectors[2], atol=1e-3)
+
+
+@torch.no_grad()
+def test_tokens_of_a_history_stay_as_they_are_when_it_grows(model):
+    item, index = torch.randn(1, 5, 16), torch.zeros(1, 5, dtype=torch.int64)
+    timestamp = 1.7e9 + torch.tensor([[0.0, 5.0, 5.0, 900.0, 3e6]], dtype=torch.float64)
+    whole = model.tokens(item, index, index, timestamp, previous_timestamps(timestamp))
+    part = [t[:, :3] for t in (item, index, index, timestamp)]
+    torch.testing.assert_close(whole[:, :3], model.tokens(*part, previous_timestamps(timestamp[:, :3])))
+    assert whole.isfinite().all()
+
+
+@torch.no_grad()
+def test_a_second_more_of_pause_is_seen_at_todays_timestamps(model):
+    """float32 cannot tell today's seconds apart; the pause must be taken before the cast."""
+    item, index = torch.zeros(1, 2, 16), torch.zeros(1, 2, dtype=torch.int64)
+    tokens = [
+        model.tokens(item, index, index, now, previous_timestamps(now))[0, 1]
+        for now in (1.7e9 + torch.tensor([[0.0, pause]], dtype=torch.float64) for pause in (1.0, 2.0))
+    ]
+    assert (tokens[0] - tokens[1]).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_each_condition_moves_the_embedding_and_unconditioned_ones_agree(model):
+    h = torch.randn(2, 16)
+
+    def ask(outcome, surface, offset):
+        columns = ([[outcome]] * 2, [[surface]] * 2, [[offset]] * 2)
+        return model.head(h, torch.tensor(columns[0]), torch.tensor(columns[1]), torch.tensor(columns[2]))[:, 0]
+
+    free = ask(-1, -1, -1.0)
+    torch.testing.assert_close(free.norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(free, ask(-1, -1, -77.0))
+    for other in (ask(3, -1, -1.0), ask(-1, 0, -1.0), ask(-1, -1, 0.0), ask(-1, -1, 45.5)):
+        assert not torch.allclose(free, other, atol=1e-4)
+    torch.testing.assert_close(ask(-1, -1, CONFIG.max_offset_s), ask(-1, -1, 9 * CONFIG.max_offset_s))
+
+
+@torch.no_grad()
+def test_many_conditions_at_once_are_those_asked_one_by_one(model):
+    h = torch.randn(3, 16)
+    outcome, surface = torch.tensor([[-1, 3, 4]] * 3), torch.tensor([[0, -1, 2]] * 3)
+    offset = torch.tensor([[0.0, 30.0, -1.0]] * 3)
+    together = model.head(h, outcome, surface, offset)
+    for e in range(3):
+        alone = model.head(h, outcome[:, e : e + 1], surface[:, e : e + 1], offset[:, e : e + 1])
+        torch.testing.assert_close(together[:, e], alone[:, 0])
+
+
+def test_calendar_features_repeat_after_a_week_but_not_after_an_hour(model):
+    now = torch.tensor([1.7e9, 1.7e9 + 7 * DAY_S, 1.7e9 + 3600], dtype=torch.float64)
+    week, hour = ((model.calendar(now)[0] - model.calendar(now)[i])[[0, 1, 3, 4]].abs().max().item() for i in (1, 2))
+    assert week < 1e-4
+    assert hour > 0.1
+    assert math.isclose(model.temperature.item(), 0.05, rel_tol=1e-5)
