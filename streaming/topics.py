@@ -33,7 +33,12 @@ def client_options(kafka: KafkaSettings, client_id: str = "pinrec") -> dict[str,
     """
     if kafka.bootstrap is None:
         raise ValueError("kafka.bootstrap: no address is set; name a broker as host:port, or start the local one")
-    options: dict[str, Any] = {"bootstrap_servers": _addresses(kafka), "client_id": client_id}
+    options: dict[str, Any] = {
+        "bootstrap_servers": _addresses(kafka),
+        "client_id": client_id,
+        # kafka-python waits up to 30 s before it tries a broker again that was away.
+        "reconnect_backoff_max_ms": 1_000,
+    }
     known = KafkaAdminClient.DEFAULT_CONFIG
     for name, value in kafka.security.items():
         if not name.startswith(("security_", "ssl_", "sasl_")) or name not in known:
