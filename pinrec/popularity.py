@@ -59,9 +59,9 @@ class Popularity:
     def cold_start(self, surface: int | None, k: int, fresh_every: int = 5) -> NDArray[np.int64]:
         """At most k rows for a user nothing is known of: popular ones, every `fresh_every`-th a new item."""
         popular, fresh = self.top(surface, k), self.newest[: -(-k // fresh_every)]
-        places = np.concatenate(
-            (np.arange(len(popular), dtype=float), fresh_every * (np.arange(len(fresh)) + 0.9) - 1.5)
-        )
+        # A new item stands behind every fresh_every - 1 popular ones.
+        between = (fresh_every - 1) * np.arange(1.0, len(fresh) + 1) - 0.5
+        places = np.concatenate((np.arange(len(popular), dtype=float), between))
         return _distinct(np.concatenate((popular, fresh))[np.argsort(places, kind="stable")])[:k]
 
     def save(self, folder: Path) -> None:

@@ -1,0 +1,54 @@
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from pinrec.losses import sampled_softmax
+
+
+def loss(e, positives, admissible, pool, weight, hit):
+    return sampled_softmax(e, positives, admissible, pool, weight, hit, torch.tensor(0.1))
+
+
+def unit(*shape):
+    return F.normalize(torch.randn(*shape), dim=-1)
+
+
+def test_with_every_item_drawn_once_it_is_the_full_softmax():
+    torch.manual_seed(0)
+    e, items, target = unit(6, 8), unit(20, 8), torch.randint(0, 20, (6,))
+    hit = target[:, None] == torch.arange(20)
+    got = loss(e, items[target][:, None], torch.ones(6, 1, dtype=torch.bool), items, torch.zeros(20), hit)
+    torch.testing.assert_close(got, F.cross_entropy(e @ items.T / 0.1, target, reduction="none"))
+
+
+def test_log_q_makes_a_skewed_sample_estimate_the_full_softmax():
+    """The denominator from draws of a skewed distribution has the full one's expectation."""
+    torch.manual_seed(1)
+    rng = np.random.default_rng(1)
+    e, items, target = unit(1, 8), unit(30, 8), 4
+    q = 1.0 / np.arange(1, 31)
+    q /= q.sum()
+    score = (e @ items.T / 0.1)[0]
+    denominators = []
+    for _ in range(3_000):
+        pool, counts = np.unique(rng.choice(30, 40, p=q), return_counts=True)
+        weight = torch.tensor(np.log(counts / (40 * q[pool])), dtype=torch.float32)
+        pool = torch.from_numpy(pool)
+        value = loss(e, items[target][None, None], torch.tensor([[True]]), items[pool], weight, (pool == target)[None])
+        denominators.append((value + score[target]).exp().item())
+    assert abs(np.mean(denominators) / score.exp().sum().item() - 1) < 0.03
+
+
+def test_the_loss_over_several_positives_is_the_least_and_none_of_them_is_a_negative():
+    torch.manual_seed(2)
+    e, items = unit(3, 8), unit(12, 8)
+    positives = torch.tensor([[0, 5], [1, 6], [2, 7]])
+    admissible = torch.tensor([[True, True], [True, True], [True, False]])
+    hit = (torch.where(admissible, positives, -1)[:, :, None] == torch.arange(12)).any(1)
+    got = loss(e, items[positives], admissible, items, torch.zeros(12), hit)
+    for row in range(3):
+        chosen = positives[row][admissible[row]]
+        others = torch.tensor([i for i in range(12) if i not in chosen])
+        score = e[row] @ items.T / 0.1
+        each = [torch.logsumexp(torch.cat((score[i][None], score[others])), 0) - score[i] for i in chosen]
+        torch.testing.assert_close(got[row], torch.stack(each).min())

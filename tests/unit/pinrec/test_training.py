@@ -1,0 +1,153 @@
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from pinrec.config import ModelConfig, TrainingConfig, Vocabulary
+from pinrec.dataset import EventColumns
+from pinrec.evaluation import prequential
+from pinrec.items import Catalogue, Item
+from pinrec.training import Learner
+from tests.unit.pinrec.events import log
+
+VOCABULARY = Vocabulary()
+CONFIG = ModelConfig(
+    width=32, layers=1, heads=2, hash_buckets=1_024, bag_buckets=64, id_width=32, bag_width=4, dropout=0.0
+)
+TRAINING = TrainingConfig(batch_users=8, window=32, uniform_negatives=64)
+TOPICS, ITEMS = 8, 24
+
+
+@cache
+def topical_log(users=300, events=20, seed=0):
+    """Each user likes one topic; of a topic's items the even ones are clicked, the odd ones saved."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for user in range(users):
+        topic = rng.integers(TOPICS)
+        for n, item in enumerate(rng.permutation(ITEMS)[:events]):
+            action = "save" if item % 2 else "click"
+            rows.append((f"u{user}", f"t{topic}i{item}", action, 1e9 + 60.0 * n + user / 1e3))
+    return log(*sorted(rows, key=lambda row: row[3]))
+
+
+def catalogue():
+    return Catalogue.of([Item(f"t{t}i{i}") for t in range(TOPICS) for i in range(ITEMS)], CONFIG)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    torch.set_num_threads(1)
+    events = topical_log()
+    learner = Learner(CONFIG, VOCABULARY, TRAINING, "multi_token")
+    result = learner.fit(events.before(int(len(events) * 0.7)), catalogue(), 200)
+    return learner, result
+
+
+def recall(learner, **options):
+    events = topical_log()
+    items = catalogue()
+    return prequential(
+        learner.model, learner.model.item_table(items), items, events, int(len(events) * 0.7), max_users=200, **options
+    )
+
+
+def test_each_mode_of_the_same_weights_finds_a_users_topic_which_popularity_cannot(trained):
+    learner, result = trained
+    assert result.steps == 200
+    assert result.events > 0
+    for mode in ("unconditioned", "outcome", "multi_token"):
+        found = recall(learner, mode=mode)
+        assert found["users"] == 200
+        assert found["recall@10"] > 3 * found["recall@10_popularity"]
+        assert found["recall@10_unordered"] >= found["recall@10"]
+
+
+def test_a_budget_of_one_outcome_raises_that_outcomes_recall_and_lowers_the_others(trained):
+    learner, _ = trained
+    saves, clicks = ({"save": 1.0}, {"click": 1.0})
+    for mode in ("outcome", "multi_token"):
+        for wanted, unwanted in ((saves, clicks), (clicks, saves)):
+            (name,) = wanted
+            right = recall(learner, k=3, mode=mode, outcomes=wanted, only=name)["recall@3"]
+            wrong = recall(learner, k=3, mode=mode, outcomes=unwanted, only=name)["recall@3"]
+            assert right > 1.5 * wrong
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not():
+    events = topical_log().before(900)
+
+    def weights(seed):
+        learner = Learner(CONFIG, VOCABULARY, TRAINING.model_copy(update={"seed": seed}), "multi_token")
+        learner.fit(events, catalogue(), 5)
+        return learner.model.item_table(catalogue())
+
+    np.testing.assert_array_equal(weights(1), weights(1))
+    assert not np.allclose(weights(1), weights(2))
+
+
+def test_a_learner_goes_on_from_saved_state_as_if_it_had_not_stopped():
+    events = topical_log()
+    one = Learner(CONFIG, VOCABULARY, TRAINING, "multi_token")
+    one.fit(events.before(2_000), catalogue(), 6)
+    other = Learner(CONFIG, VOCABULARY, TRAINING, "multi_token")
+    other.load_state(load(save(one.state())))
+    for learner in (one, other):
+        learner.fit(events, catalogue(), 4, since_row=2_000)
+    assert one.step == other.step == 10
+    for name, value in one.state().items():
+        torch.testing.assert_close(value, other.state()[name], rtol=0, atol=0, msg=name)
+
+
+def test_state_of_another_size_is_refused_with_the_remedy():
+    state = Learner(CONFIG, VOCABULARY, TRAINING, "outcome").state()
+    other = Learner(CONFIG.model_copy(update={"layers": 2}), VOCABULARY, TRAINING, "outcome")
+    with pytest.raises(ValueError, match="state: of a model of other sizes; train a new one"):
+        other.load_state(state)
+
+
+def test_a_later_round_learns_what_is_new(trained):
+    learner, _ = trained
+    copy = Learner(CONFIG, VOCABULARY, TRAINING, "multi_token")
+    copy.load_state(learner.state())
+    events = topical_log()
+    since = int(len(events) * 0.7)
+    rows = [(f"w{u}", f"t{t}new{u % 3}", "click", 2e9 + u + n) for u in range(90) for t in (u % TOPICS,) for n in (0,)]
+    rows += [(f"w{u}", f"t{u % TOPICS}i{u % ITEMS}", "click", 1.9e9 + u) for u in range(90)]
+    new = log(*sorted(rows, key=lambda row: row[3]))
+    seen_steps = []
+    result = copy.fit(new, catalogue(), 30, lambda done, steps, loss: seen_steps.append((done, steps)), since_row=0)
+    assert seen_steps == [(n, 30) for n in range(1, 31)]
+    first = Learner(CONFIG, VOCABULARY, TRAINING, "multi_token")
+    assert result.loss < first.fit(new, catalogue(), 3).loss
+    assert copy.fit(events, catalogue(), 3, since_row=since).steps == 3
+
+
+def test_nothing_to_predict_means_no_steps():
+    learner = Learner(CONFIG, VOCABULARY, TRAINING, "multi_token")
+    before = learner.model.item_table(catalogue())
+    for events in (log(("u", "t0i0", "click", 1)), log(("u", "t0i0", "click", 1), ("u", "t0i1", "impression", 2))):
+        assert learner.fit(events, catalogue(), 5).steps == 0
+    np.testing.assert_array_equal(learner.model.item_table(catalogue()), before)
+
+
+def test_queries_feeds_and_items_outside_the_catalogue_are_trained_on():
+    n = 400
+    rng = np.random.default_rng(0)
+    columns = {
+        "user_id": [f"u{i}" for i in rng.integers(0, 20, n)],
+        "item_id": [f"t{i}i{i}" if i < 8 else f"elsewhere{i}" for i in rng.integers(0, 12, n)],
+        "action": rng.choice(["impression", "click", "save", "search"], n).tolist(),
+        "surface": rng.choice(["home", "search"], n).tolist(),
+        "timestamp": np.sort(rng.random(n)) * 1e5,
+        "feed_id": [f"f{i}" for i in rng.integers(0, 9, n)],
+    }
+    columns["item_type"] = ["query" if action == "search" else "item" for action in columns["action"]]
+    columns["query"] = ["red cup" if action == "search" else None for action in columns["action"]]
+    events = EventColumns.of_columns(columns, VOCABULARY)
+    for mode in ("unconditioned", "outcome", "multi_token"):
+        result = Learner(CONFIG, VOCABULARY, TRAINING, mode).fit(events, catalogue(), 4)
+        assert result.steps == 4
+        assert np.isfinite(result.loss)
