@@ -157,9 +157,7 @@ def broker(
 def replay(
     path: Annotated[Path, typer.Argument(help="A log: CSV, JSONL (also .gz) or Parquet.")],
     columns: Columns = None,
-    speed: Annotated[
-        str, typer.Option(help="Events a second (500), times the log's pace (60x), or max.")
-    ] = "max",
+    speed: Annotated[str, typer.Option(help="Events a second (500), times the log's pace (60x), or max.")] = "max",
     bootstrap: Bootstrap = "127.0.0.1:9092",
     deploy: Deploy = DEFAULT_DEPLOY,
 ) -> None:

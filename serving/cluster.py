@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +16,13 @@ import yaml
 from pydantic import ValidationError
 
 from serving.config import AppSettings
+from serving.terminal import stop_on_sigterm
 from streaming.schema import first_problem
 
 APP: str = "pinrec"
 _ADDRESS_FILE = "cluster.json"
+_DELETE_S = 25.0
+_SHUTDOWN_S = 15.0
 
 
 class DeployError(RuntimeError):
@@ -115,6 +119,7 @@ class LocalCluster:
             logging_level=logging.ERROR,
             _node_ip_address="127.0.0.1",
         )
+        stop_on_sigterm()  # ray.init has put its own handler there, which ends the process at once
         self._started = True
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._file.write_text(json.dumps({"address": ray.get_runtime_context().gcs_address, "pid": os.getpid()}))
@@ -153,15 +158,16 @@ class LocalCluster:
 
     def stop(self) -> None:
         """Stop what `start` started."""
+        if not self._started:
+            return
         import ray
+        from ray import serve
 
-        if self._started:
-            from ray import serve
-
-            with contextlib.suppress(Exception):
-                serve.delete(APP, _blocking=True)  # replicas flush and leave the consumer group
-            self._file.unlink(missing_ok=True)
-        ray.shutdown()
+        self._file.unlink(missing_ok=True)
+        # Replicas flush and leave the consumer group. Where Ray has died first, as when a signal reached the whole
+        # process group, neither call returns for a minute; nothing is lost by not waiting.
+        _within(_DELETE_S, lambda: serve.delete(APP))
+        _within(_SHUTDOWN_S, ray.shutdown)
 
     def _wait(self, timeout_s: float, waiting: Callable[[str], None] | None) -> None:
         from ray import serve
@@ -184,6 +190,16 @@ class LocalCluster:
                 )
                 waiting(f"{running} of {len(app.deployments) if app else 0} deployments run")
             time.sleep(0.1)
+
+
+def _within(seconds: float, work: Callable[[], None]) -> None:
+    def quietly() -> None:
+        with contextlib.suppress(Exception):
+            work()
+
+    thread = threading.Thread(target=quietly, daemon=True)
+    thread.start()
+    thread.join(seconds)
 
 
 def require_free_port(host: str, port: int, setting: str) -> None:

@@ -153,7 +153,9 @@ class Demo:
             while time.monotonic() < deadline:
                 try:
                     status = client.status()
-                except ClientError:
+                except ClientError as error:
+                    if error.status == 500:
+                        raise DemoError(f"the application is broken: {error}") from None
                     time.sleep(0.2)
                     continue
                 if status.ready:
@@ -163,7 +165,9 @@ class Demo:
                 if any(ingestor["halted"] for ingestor in status.ingestors):
                     raise DemoError("; ".join(status.degraded))
                 if trainer.get("steps"):
-                    self._progress(f"first model: {trainer['phase']}", trainer["step"], trainer["steps"])
+                    # One step short: the bar is full when the model is live, not when it is trained.
+                    step = min(trainer["step"], trainer["steps"] - 1)
+                    self._progress(f"first model: {trainer['phase']}", step, trainer["steps"])
                 else:
                     applied = sum(ingestor["applied"] for ingestor in status.ingestors)
                     lag = sum(ingestor["lag"] for ingestor in status.ingestors)

@@ -17,6 +17,7 @@ from serving.api import Accepted, Models, RecommendationRequest, Status, UserHis
 from serving.config import AppSettings
 from serving.limits import LimitBody
 from serving.metrics import render
+from serving.overview import ask, troubles
 from serving.problems import Problem
 from serving.tokens import read_token
 from streaming.publisher import Delivery, EventPublisher, PublishError, with_event_id
@@ -47,6 +48,15 @@ def _checked_id(user_id: str) -> str:
         raise Problem(422, first_problem(error).reason, "user_id") from None
 
 
+def _confirm(deliveries: "list[Future[Delivery]]") -> None:
+    late = wait(deliveries, timeout=_CONFIRM_S).not_done
+    if late:
+        raise PublishError(f"Kafka did not confirm {len(late)} records within {_CONFIRM_S:g} s; they may still arrive")
+    for delivery in deliveries:
+        delivery.result()
+
+
+# What the class uses of this module stands above it: Serve serialises the application where it is decorated.
 @serve.deployment
 @serve.ingress(api)
 class Gateway:
@@ -159,13 +169,13 @@ class Gateway:
     async def status(self) -> Status:
         """How every replica is, and what is wrong if something is."""
         recommenders, ingestors, trainers = await asyncio.gather(
-            _ask(self._recommender), _ask(self._ingestor), _ask(self._trainer)
+            ask(self._recommender), ask(self._ingestor), ask(self._trainer)
         )
         trainer = trainers[0] if trainers else None
         versions = sorted({r["model_version"] for r in recommenders if r["model_version"]})
         return Status(
             ready=bool(versions),
-            degraded=_troubles(self._settings, recommenders, ingestors, trainer),
+            degraded=troubles(self._settings, recommenders, ingestors, trainer),
             model_version=versions[-1] if versions else None,
             users=max((r["users"] or 0 for r in recommenders), default=None),
             recommenders=recommenders,
@@ -225,36 +235,3 @@ class Gateway:
 
     def _delete(self, user_id: str) -> None:
         _confirm([self._connected().delete_user(user_id)])
-
-
-def _confirm(deliveries: "list[Future[Delivery]]") -> None:
-    late = wait(deliveries, timeout=_CONFIRM_S).not_done
-    if late:
-        raise PublishError(f"Kafka did not confirm {len(late)} records within {_CONFIRM_S:g} s; they may still arrive")
-    for delivery in deliveries:
-        delivery.result()
-
-
-async def _ask(handle: DeploymentHandle[Any]) -> list[dict[str, Any]]:
-    """The status of every replica; none where the deployment does not answer now."""
-    try:
-        replies: list[dict[str, Any]] = await handle.broadcast("status").results_async(timeout_s=2)
-    except Exception:  # a status page must come even when a part is down
-        return []
-    return sorted(replies, key=lambda reply: reply.get("replica", 0))
-
-
-def _troubles(
-    settings: AppSettings,
-    recommenders: list[dict[str, Any]],
-    ingestors: list[dict[str, Any]],
-    trainer: dict[str, Any] | None,
-) -> list[str]:
-    found = []
-    for name, replicas in (("Recommender", recommenders), ("Ingestor", ingestors)):
-        found += [] if replicas else [f"no {name} answers"]
-        for replica in replicas:
-            found += [f"{name} {replica['replica']}: {trouble}" for trouble in replica["troubles"]]
-    if settings.trainer.enabled:
-        found += ["the Trainer does not answer"] if trainer is None else [f"Trainer: {t}" for t in trainer["troubles"]]
-    return found

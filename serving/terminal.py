@@ -26,6 +26,7 @@ class Steps:
             disable=not console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._done: set[str] = set()
 
     def __call__(self, text: str, done: int, total: int) -> None:
         """Note progress: 0 of 0 where the length is not known, all of it when the step is done."""
@@ -38,7 +39,8 @@ class Steps:
             self._tasks[name], description=name if finished else f"{name}{more and ':' + more}",
             completed=done, total=total or None,
         )  # fmt: skip
-        if finished and not console.is_terminal:
+        if finished and name not in self._done and not console.is_terminal:
+            self._done.add(name)
             console.print(f"{name}: done", highlight=False)
 
     def pause(self) -> None:
@@ -46,14 +48,23 @@ class Steps:
         self._bars.stop()
 
 
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does: through its `finally` blocks."""
+def stop_on_sigterm() -> None:
+    """SIGTERM ends a command as Ctrl-C does: through its `finally` blocks.
+
+    To be called again after `ray.init`, which puts a handler of its own in place.
+    """
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """While it lasts SIGTERM ends a command as Ctrl-C does."""
+    before = signal.getsignal(signal.SIGTERM)
+    stop_on_sigterm()
     try:
         yield
     finally:
