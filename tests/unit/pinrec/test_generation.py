@@ -127,9 +127,11 @@ def test_cached_generation_equals_generation_from_scratch(bundle, mode):
     asked = [
         request(length, seed, surface=surface, outcomes=outcomes)
         for seed, (length, surface, outcomes) in enumerate(
-            [(1, None, None), (5, 1, {"save": 0.2, "click": 0.5, "share": 0.3}), (32, 2, None), (17, 0, {"click": 1.0})]
+            [(1, None, None), (5, 0, {"save": 0.2, "click": 0.5, "share": 0.3}), (32, 2, None), (17, 0, {"click": 1.0})]
         )
     ]
+    elsewhere = {int(each.history.rows["surface"][-1]) != each.surface for each in asked if each.surface is not None}
+    assert True in elsewhere, "a list must be asked for on another surface than the last event's"
     together = embed(bundle, asked, GenerationConfig(mode=mode, steps=4))
     for b, each in enumerate(asked):
         expected = from_scratch(bundle, each, mode, 4)

@@ -105,6 +105,13 @@ def test_a_version_number_is_never_used_twice(registry, bundle):
     assert registry.publish(bundle) == "v000004"
 
 
+def test_pruning_leaves_a_version_that_is_being_written_to_its_publisher(registry, bundle):
+    registry.publish(bundle)
+    assert Registry(registry.url)._claim() == "v000002"
+    registry.prune(keep=1)
+    assert registry.publish(bundle) == "v000003"
+
+
 def test_publishers_at_the_same_time_never_write_the_same_version(registry, bundle):
     with ThreadPoolExecutor(4) as pool:
         versions = list(pool.map(lambda _: Registry(registry.url).publish(bundle), range(8)))
