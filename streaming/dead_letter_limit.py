@@ -44,5 +44,6 @@ class DeadLetterLimit:
             raise IngestHaltedError(
                 f"{self._bad} of {self._events} events of the last minute were refused, more than ingest.max_bad_share="
                 f"{self._max_bad_share:g} allows; the last reason: {example or 'unknown'}. Correct the producer or the "
-                "declared actions and surfaces, then start again; nothing after the last good batch was applied"
+                "declared actions and surfaces and start again, or set ingest.max_bad_share to 1 to pass over them; "
+                "nothing after the last good batch was applied"
             )

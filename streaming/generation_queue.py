@@ -51,7 +51,7 @@ class GenerationQueue:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.next = self.done = first
-        self.submitted = 0
+        self._submitted = 0
         self._sink, self._partition, self._bound, self._clock = sink, partition, bound, clock
         self._with_sink: deque[_Range] = deque()
         self._gathered: dict[str, None] = {}
@@ -61,8 +61,13 @@ class GenerationQueue:
         self._gathered.update(dict.fromkeys(user_ids))
         self.next = next_offset
 
-    def advance(self) -> None:
-        """Take note of finished ranges and hand over the next. Never blocks."""
+    def advance(self) -> int:
+        """Take note of finished ranges and hand over the next. Never blocks.
+
+        Returns:
+            the number of users handed over.
+        """
+        before = self._submitted
         while self._with_sink and self._finished(self._with_sink[0]):
             self.done = self._with_sink.popleft().next
         if self._gathered:
@@ -75,6 +80,7 @@ class GenerationQueue:
             self._with_sink[-1].next = self.next
         else:
             self.done = self.next
+        return self._submitted - before
 
     def _finished(self, owed: _Range) -> bool:
         if not owed.future.done():
@@ -92,7 +98,7 @@ class GenerationQueue:
         return False
 
     def _submit(self, user_ids: list[str]) -> Future[None]:
-        self.submitted += len(user_ids)
+        self._submitted += len(user_ids)
         try:
             return self._sink.submit(self._partition, user_ids)
         except Exception as error:  # whatever a sink raises, ingestion goes on

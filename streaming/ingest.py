@@ -14,7 +14,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
@@ -160,7 +160,7 @@ class Ingestor:
             duplicates=self._duplicates,
             deleted=self._deleted,
             dead_letters=self._refused,
-            generated_submitted=self._generated + sum(lane.generation.submitted for lane in lanes if lane.generation),
+            generated_submitted=self._generated,
             gaps=self._gaps,
             stalls=self._stalls,
             as_of=self._store.as_of(),
@@ -197,14 +197,13 @@ class Ingestor:
             max_poll_records=self._ingest.max_poll_records,
             request_timeout_ms=15_000,
             bootstrap_timeout_ms=5_000,
-            reconnect_backoff_max_ms=1_000,
             allow_auto_create_topics=False,
             metrics_enabled=False,
         )
+        self._consumer.subscribe([self._topic], listener=_Flags(self._consumer, self._rebalances))
         # Known before joining: the leader of a group assigns what it knows, and would assign nothing at first.
         if not self._consumer.partitions_for_topic(self._topic):
-            raise _RejoinError(f"Kafka has no topic {self._topic}; `pinrec` makes it, or correct kafka.events")
-        self._consumer.subscribe([self._topic], listener=_Flags(self._consumer, self._rebalances))
+            raise _RejoinError(f"Kafka has no topic {self._topic}; `pinrec up` makes it, or correct kafka.events")
         self._answered_at = time.monotonic()
         self._watch.forget()
 
@@ -227,17 +226,16 @@ class Ingestor:
         except (KafkaError, OSError) as error:
             log.info("closing a Kafka client: %s", error)
 
-    def _drop_lanes(self, flush: bool) -> None:
+    def _drop_lanes(self, flush: bool) -> dict[int, GenerationQueue]:
+        """Give all partitions up; returns what they still owe, for those that come back at once."""
         lanes, self._lanes = self._lanes, {}
-        for lane in lanes.values():
-            if lane.generation:
-                self._generated += lane.generation.submitted
         if flush:
             for lane in lanes.values():
                 # Late, if another member has the partition by now; harmless, as each offset is read once.
                 self._flush(lane)
+        return {number: lane.generation for number, lane in lanes.items() if lane.generation}
 
-    def _take_up(self, partitions: Iterable[TopicPartition]) -> None:
+    def _take_up(self, partitions: Iterable[TopicPartition], queues: Mapping[int, GenerationQueue]) -> None:
         """Start on newly assigned partitions: seek to the least of the three positions."""
         consumer = self._consumer
         assert consumer is not None
@@ -258,7 +256,9 @@ class Ingestor:
             if self._generator is not None:
                 committed = consumer.committed(partition, timeout_ms=_RPC_MS)
                 owed = begin if committed is None else min(max(committed, begin), end)
-                generation = GenerationQueue(self._generator, number, owed)
+                generation = queues.get(number)
+                if generation is None or generation.next < owed:
+                    generation = GenerationQueue(self._generator, number, owed)
             lane = _Lane(self._topic, number, max(applied, begin), max(kept, begin), generation, end)
             self._lanes[number] = lane
             self._committed.pop(number, None)
@@ -295,10 +295,10 @@ class Ingestor:
                     raise
             if self._rebalances:
                 # What this poll returned is read again from where each sink stands.
-                self._drop_lanes(flush=True)
+                queues = self._drop_lanes(flush=True)
                 while len(self._rebalances) > 1:
                     self._rebalances.popleft()
-                self._take_up(self._rebalances.popleft())
+                self._take_up(self._rebalances.popleft(), queues)
                 continue
             for topic_partition, records in batches.items():
                 lane = self._lanes.get(topic_partition.partition)
@@ -312,7 +312,7 @@ class Ingestor:
             if lane.rows.next > lane.rows.first and now - lane.rows.since >= self._ingest.archive_flush_s:
                 self._flush(lane)
             if lane.generation:
-                lane.generation.advance()
+                self._generated += lane.generation.advance()
         if now >= self._commit_at:
             self._commit_at = now + _COMMIT_S
             self._commit()
@@ -431,7 +431,7 @@ class Ingestor:
             lane.rows.next = next_offset
         if generation:
             generation.add(next_offset, engaged)
-            generation.advance()
+            self._generated += generation.advance()
         lane.next = next_offset
 
     def _decode(

@@ -267,6 +267,6 @@ def first_problem(error: ValidationError) -> BadEventError:
     fault = error.errors(include_url=False, include_input=False)[0]
     field = ".".join(str(part) for part in fault["loc"])
     reason = fault["msg"].removeprefix("Value error, ")
-    if not field and ": " in reason:
+    if not field and fault["type"] == "value_error" and ": " in reason:
         field, reason = reason.split(": ", 1)
     return BadEventError(field or "value", reason)
