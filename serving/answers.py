@@ -1,6 +1,5 @@
 """From queries and new events to lists: one batch, one bundle, one view of the store."""
 
-import math
 import time
 import uuid
 from collections.abc import Sequence
@@ -45,7 +44,7 @@ def check(request: RecommendationRequest, bundle: Bundle, generation: Generation
         if outcome not in vocabulary.outcomes:
             known = ", ".join(vocabulary.outcomes)
             raise Problem(422, f"not an outcome; outcomes are {known}", f"outcomes.{outcome[:64]}")
-    if request.outcomes is not None and not math.fsum(request.outcomes.values()) > 0:
+    if request.outcomes is not None and not any(share > 0 for share in request.outcomes.values()):
         raise Problem(422, "the shares must sum to more than 0; leave outcomes out for the usual mix", "outcomes")
 
 
@@ -82,7 +81,7 @@ class Answerer:
                 answers[i] = problem
                 continue
             job = _job(request, history, batch)
-            if history is None and request.context is None:
+            if not history and request.context is None:
                 answers[i] = _answer(request, job, popular(bundle, job), batch, i >= len(queries))
             else:
                 jobs[i] = job

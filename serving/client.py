@@ -130,8 +130,8 @@ class PinRecClient:
             detail, field = problem["detail"], problem.get("field")
         except (ValueError, KeyError, TypeError):
             detail, field = response.text[:500], None
-        after = response.headers.get("Retry-After")
-        raise ClientError(response.status_code, detail, field, float(after) if after else None)
+        after = response.headers.get("Retry-After", "")  # a proxy's may be a date
+        raise ClientError(response.status_code, detail, field, float(after) if after.isdecimal() else None)
 
 
 def _quoted(text: str) -> str:

@@ -3,12 +3,14 @@
 import asyncio
 import hmac
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from threading import Lock
 from typing import Annotated, Any, Final
 
 from fastapi import FastAPI, Header, Request, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import TypeAdapter, ValidationError
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
@@ -29,6 +31,7 @@ MAX_EVENTS: Final = 1_000
 MAX_BODY_BYTES: Final = 512 * 1024
 
 _CONFIRM_S: Final = 10.0
+_PATIENCE_S: Final = 10.0
 
 api = FastAPI(
     title="PinRec",
@@ -39,6 +42,7 @@ api.add_middleware(LimitBody, most=MAX_BODY_BYTES)
 problems.install(api)
 
 _ID = TypeAdapter[str](Id)
+_EVENTS = TypeAdapter(list[UserEvent])
 
 
 def _checked_id(user_id: str) -> str:
@@ -73,6 +77,7 @@ class Gateway:
         self._recommender, self._ingestor, self._trainer = recommender, ingestor, trainer
         self._codec = EventCodec(settings.vocabulary, settings.ingest.max_future_s)
         self._publisher: EventPublisher | None = None
+        self._connecting = Lock()
         self._publishing = ThreadPoolExecutor(4, "publish")
 
     @api.post(
@@ -89,12 +94,7 @@ class Gateway:
         Raises:
             Problem: the request cannot be answered.
         """
-        try:
-            answer = await self._recommender.recommend.remote(request)
-        except BackPressureError:
-            raise Problem(503, "all replicas are busy; try again shortly", retry_after_s=1) from None
-        if isinstance(answer, Problem):
-            raise answer
+        answer = await self._asked("recommend", request)
         assert isinstance(answer, Recommendation)
         return answer
 
@@ -106,10 +106,8 @@ class Gateway:
         """
         body = await request.body()
         try:
-            if body.lstrip()[:1] == b"[":
-                events = TypeAdapter(list[UserEvent]).validate_json(body)
-            else:
-                events = [UserEvent.model_validate_json(body)]
+            several = body.lstrip()[:1] == b"["
+            events = _EVENTS.validate_json(body) if several else [UserEvent.model_validate_json(body)]
         except ValidationError as error:
             raise problems.of_bad_event(first_problem(error)) from None
         return await self.publish(events)
@@ -129,20 +127,19 @@ class Gateway:
                 raise problems.of_bad_event(error, f"{i}." if len(events) > 1 else "") from None
         return Accepted(event_ids=await self._with_kafka(self._publish, events))
 
-    @api.get("/v1/users/{user_id}", tags=["users"])
+    # An id may hold slashes; a path holds them as they are, even where the caller has quoted them.
+    @api.get("/v1/users/{user_id:path}", tags=["users"])
     async def user(self, user_id: str) -> UserHistory:
         """What is known of a user.
 
         Raises:
             Problem: 404 when nothing is.
         """
-        history = await self._recommender.user.remote(_checked_id(user_id))
-        if history is None:
-            raise Problem(404, "no event of this user has been applied", "user_id")
+        history = await self._asked("user", _checked_id(user_id))
         assert isinstance(history, UserHistory)
         return history
 
-    @api.delete("/v1/users/{user_id}", status_code=202, tags=["users"])
+    @api.delete("/v1/users/{user_id:path}", status_code=202, tags=["users"])
     async def delete_user(self, user_id: str, authorization: Annotated[str, Header()] = "") -> dict[str, str]:
         """Forget a user: the deletion is an event too, so it comes after every event published before it."""
         self._authorise(authorization)
@@ -152,7 +149,7 @@ class Gateway:
     @api.get("/v1/models", tags=["models"])
     async def models(self) -> Models:
         """The versions in the registry, newest first."""
-        models = await self._recommender.models.remote()
+        models = await self._asked("models")
         assert isinstance(models, Models)
         return models
 
@@ -160,9 +157,7 @@ class Gateway:
     async def activate(self, version: str, authorization: Annotated[str, Header()] = "") -> Models:
         """Point the registry at a version; replicas load and check it, then flip."""
         self._authorise(authorization)
-        problem = await self._recommender.activate.remote(version)
-        if problem is not None:
-            raise problem
+        await self._asked("activate", version)
         return await self.models()
 
     @api.get("/v1/status", tags=["operate"])
@@ -195,7 +190,7 @@ class Gateway:
         Raises:
             Problem: 503 when none is.
         """
-        report = await self._recommender.status.remote()
+        report = await self._asked("status")
         if report["model_version"] is None:
             raise Problem(503, "no model is live yet", retry_after_s=5)
         return {"status": "ready", "model_version": report["model_version"]}
@@ -214,6 +209,19 @@ class Gateway:
     def check_health(self) -> None:
         """Nothing to check: a gateway keeps no state."""
 
+    async def _asked(self, method: str, *args: Any) -> Any:
+        """What a Recommender replica answers; the Problem it returns is raised."""
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                answer = await getattr(self._recommender, method).remote(*args)
+        except BackPressureError:
+            raise Problem(503, "all replicas are busy; try again shortly", retry_after_s=1) from None
+        except (TimeoutError, RayActorError):
+            raise Problem(503, "no Recommender answers; /v1/status says more", retry_after_s=1) from None
+        if isinstance(answer, Problem):
+            raise answer
+        return answer
+
     async def _with_kafka(self, work: Any, *args: Any) -> Any:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._publishing, work, *args)
@@ -223,9 +231,10 @@ class Gateway:
             raise Problem(503, f"not published: {error}", retry_after_s=5) from None
 
     def _connected(self) -> EventPublisher:
-        if self._publisher is None:  # Kafka may be down when a gateway starts; queries do not need it
-            self._publisher = EventPublisher(self._settings.kafka, self._codec)
-        return self._publisher
+        with self._connecting:
+            if self._publisher is None:  # Kafka may be down when a gateway starts; queries do not need it
+                self._publisher = EventPublisher(self._settings.kafka, self._codec)
+            return self._publisher
 
     def _publish(self, events: list[UserEvent]) -> list[str]:
         publisher = self._connected()

@@ -18,10 +18,11 @@ class LimitBody:
             await self._app(scope, receive, send)
             return
         for name, value in scope["headers"]:
-            if name == b"content-length" and int(value) > self._most:
+            if name == b"content-length" and value.isdigit() and int(value) > self._most:
                 await self._too_large.response()(scope, receive, send)
                 return
         seen = 0
+        refused = False
 
         async def counted() -> Message:
             nonlocal seen
@@ -31,4 +32,13 @@ class LimitBody:
                 raise self._too_large
             return message
 
-        await self._app(scope, counted, send)
+        async def answered(message: Message) -> None:
+            # Whoever reads the body may make something else of the error: FastAPI answers 400.
+            nonlocal refused
+            if seen <= self._most:
+                await send(message)
+            elif not refused:
+                refused = True
+                await self._too_large.response()(scope, receive, send)
+
+        await self._app(scope, counted, answered)

@@ -17,7 +17,7 @@ class LiveBundle:
 
     Whoever makes a batch reads `bundle` once and uses that object for all of it, so no answer
     mixes versions. A bundle that fails a check never becomes live: the old one goes on serving,
-    and the failed one is tried again only when the registry points to another version.
+    and the failed one is tried again only after the registry has pointed to another version.
 
     Args:
         registry: where versions are.
@@ -39,6 +39,7 @@ class LiveBundle:
         self.bundle: Bundle | None = None
         self.live_since: float | None = None
         self.refused: dict[str, str] = {}
+        self._failed: str | None = None
         self.swaps = 0
         self.registry_error: str | None = None
 
@@ -56,20 +57,17 @@ class LiveBundle:
         try:
             wanted = self._pinned or self._registry.current()
             self.registry_error = None
-        except (RegistryError, OSError) as error:
+            if wanted != self._failed:
+                self._failed = None
+            if wanted is None or wanted in (self._failed, self.version):
+                return False
+            bundle = self._checked(wanted)
+        except (RegistryError, OSError) as error:  # of the place, not of the bundle: it may be back at the next look
             self.registry_error = str(error)
             return False
-        if wanted is None or wanted in self.refused or (self.bundle and self.bundle.version == wanted):
+        if bundle is None:
             return False
-        try:
-            bundle = self._registry.load(wanted)
-            if bundle.vocabulary != self._vocabulary:
-                raise BundleError("vocabulary", "trained for other actions or surfaces than are declared")
-            self._warm(bundle)
-        except (BundleError, RegistryError, OSError) as error:
-            self.refused[wanted] = str(error)
-            log.error("model %s refused, %s goes on serving: %s", wanted, self.version, error)
-            return False
+        self.refused.pop(bundle.version, None)
         self.bundle = bundle
         self.live_since = time.time()
         self.swaps += 1
@@ -80,6 +78,27 @@ class LiveBundle:
     def version(self) -> str | None:
         """The live version."""
         return self.bundle.version if self.bundle else None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the version that should be live is not."""
+        failed = self._failed
+        return f"{failed} refused: {self.refused[failed]}" if failed else self.registry_error
+
+    def _checked(self, version: str) -> Bundle | None:
+        try:
+            bundle = self._registry.load(version)
+            if bundle.vocabulary != self._vocabulary:
+                raise BundleError("vocabulary", "trained for other actions or surfaces than are declared")
+            self._warm(bundle)
+        except (RegistryError, OSError):
+            raise
+        except Exception as error:  # a bundle that cannot answer, for whatever reason, must not serve
+            reason = str(error) if isinstance(error, BundleError) else f"{type(error).__name__}: {error}"
+            self.refused[version], self._failed = reason, version
+            log.error("model %s refused, %s goes on serving: %s", version, self.version, reason)
+            return None
+        return bundle
 
     def _watch(self, poll_s: float) -> None:
         while not self._stop.is_set():

@@ -1,5 +1,6 @@
 """The status as Prometheus metrics: few labels, one list of names."""
 
+import math
 from collections.abc import Iterable
 from typing import Final
 
@@ -11,7 +12,7 @@ METRICS: Final[dict[str, str]] = {
     "pinrec_ready": "1 when a model is live",
     "pinrec_troubles": "number of things that are wrong (see /v1/status)",
     "pinrec_users": "users with a history",
-    "pinrec_staleness_ms": "age of the newest moment that every history includes, worst replica, ms",
+    "pinrec_staleness_ms": "age of the newest moment that every history includes, worst replica, ms; NaN if not known",
     "pinrec_events_applied": "events applied since start, all ingestors",
     "pinrec_events_duplicate": "duplicates dropped since start, all ingestors",
     "pinrec_dead_letters": "events refused since start, all ingestors",
@@ -31,7 +32,7 @@ def render(status: Status) -> str:
         "pinrec_ready": float(status.ready),
         "pinrec_troubles": len(status.degraded),
         "pinrec_users": status.users or 0,
-        "pinrec_staleness_ms": max((r["staleness_ms"] or 0 for r in status.recommenders), default=0),
+        "pinrec_staleness_ms": _staleness_ms(status),
         "pinrec_events_applied": _sum(status.ingestors, "applied"),
         "pinrec_events_duplicate": _sum(status.ingestors, "duplicates"),
         "pinrec_dead_letters": _sum(status.ingestors, "dead_letters"),
@@ -47,6 +48,11 @@ def render(status: Status) -> str:
     for name, meaning in METRICS.items():
         Gauge(name, meaning, registry=registry).set(values[name])
     return generate_latest(registry).decode()
+
+
+def _staleness_ms(status: Status) -> float:
+    known = [r["staleness_ms"] for r in status.recommenders]
+    return max(known) if known and None not in known else math.nan
 
 
 def _sum(replicas: Iterable[dict[str, float]], name: str) -> float:

@@ -1,6 +1,6 @@
 """Errors as RFC 9457 problem details: what is wrong, in which field, and what to do about it."""
 
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -21,6 +21,10 @@ _TITLES = {
 }
 
 
+_LONGEST_FIELD: Final = 200
+"""A caller may have made the name up, and it is sent back."""
+
+
 class Problem(Exception):  # noqa: N818 - the RFC's own word
     """An error for the caller; the same over HTTP and through a Serve handle.
 
@@ -33,7 +37,8 @@ class Problem(Exception):  # noqa: N818 - the RFC's own word
 
     def __init__(self, status: int, detail: str, field: str | None = None, retry_after_s: int | None = None) -> None:
         super().__init__(status, detail, field, retry_after_s)
-        self.status, self.detail, self.field, self.retry_after_s = status, detail, field, retry_after_s
+        self.status, self.detail, self.retry_after_s = status, detail, retry_after_s
+        self.field = field[:_LONGEST_FIELD] if field else field
 
     def __str__(self) -> str:
         return f"{self.field}: {self.detail}" if self.field else self.detail
@@ -58,6 +63,8 @@ class Problem(Exception):  # noqa: N818 - the RFC's own word
 
 def of_bad_event(error: BadEventError, at: str = "") -> Problem:
     """The problem that a refused event is."""
+    if error.field == "value" and error.reason.startswith("Invalid JSON"):  # as pydantic puts it
+        return Problem(400, f"the body is not JSON: {error.reason.removeprefix('Invalid JSON: ')}", "body")
     return Problem(422, error.reason, f"{at}{error.field}")
 
 
@@ -73,7 +80,7 @@ def install(api: FastAPI) -> None:
         fault = error.errors()[0]
         place = [str(part) for part in fault["loc"] if part not in ("body", "query", "path")]
         if fault["type"] == "json_invalid":
-            return Problem(400, f"the body is not JSON: {fault.get('ctx', {}).get('error', '')}").response()
+            return Problem(400, f"the body is not JSON: {fault.get('ctx', {}).get('error', '')}", "body").response()
         reason = fault["msg"].removeprefix("Value error, ")
         field = ".".join(place)
         if not field and ": " in reason:

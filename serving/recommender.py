@@ -14,7 +14,7 @@ from pinrec.bundle import Bundle
 from pinrec.config import Vocabulary
 from pinrec.registry import Registry, RegistryError, UnknownVersionError
 from serving.answers import Answerer, Outcome
-from serving.api import HistoryItem, Models, ModelVersion, RecommendationRequest, UserHistory
+from serving.api import Context, HistoryItem, Models, ModelVersion, RecommendationRequest, UserHistory
 from serving.config import AppSettings
 from serving.live import LiveBundle
 from serving.problems import Problem
@@ -84,13 +84,16 @@ class Recommender:
         await asyncio.gather(*(asyncio.shield(self._scheduler.event(user_id)) for user_id in user_ids))
         return len(user_ids)
 
-    async def user(self, user_id: str) -> UserHistory | None:
-        """The history of a user; None if there is none."""
+    async def user(self, user_id: str) -> UserHistory | Problem:
+        """The history of a user; a Problem if there is none, or it cannot be read."""
         loop = asyncio.get_running_loop()
-        as_of = await loop.run_in_executor(None, self._store.as_of)
-        (history,) = await loop.run_in_executor(None, self._store.read, [user_id])
+        try:
+            as_of = await loop.run_in_executor(None, self._store.as_of)
+            (history,) = await loop.run_in_executor(None, self._store.read, [user_id])
+        except Exception as error:  # whatever the backend raises
+            return Problem(503, f"the sequence store cannot be read: {type(error).__name__}: {error}", retry_after_s=5)
         if history is None:
-            return None
+            return Problem(404, "no event of this user has been applied", "user_id")
         return UserHistory(
             user_id=user_id,
             total=history.total,
@@ -98,9 +101,12 @@ class Recommender:
             events=_history_items(history.events(), self._settings.vocabulary),
         )
 
-    async def models(self) -> Models:
-        """The versions in the registry, newest first."""
-        versions = await asyncio.get_running_loop().run_in_executor(None, self._registry.versions)
+    async def models(self) -> Models | Problem:
+        """The versions in the registry, newest first; a Problem where it cannot be read."""
+        try:
+            versions = await asyncio.get_running_loop().run_in_executor(None, self._registry.versions)
+        except (RegistryError, OSError) as error:
+            return Problem(503, str(error), retry_after_s=5)
         return Models(
             current=next((info.version for info in versions if info.current), None),
             pinned=self._settings.pinned_version,
@@ -114,7 +120,7 @@ class Recommender:
                     metrics=info.metrics,
                     problem=info.problem,
                 )
-                for info in versions
+                for info in reversed(versions)
             ],
         )
 
@@ -137,10 +143,7 @@ class Recommender:
         except Exception as error:  # a status that fails hides the reason
             as_of, known_users, store_error = None, None, f"{type(error).__name__}: {error}"
         staleness_ms = None if as_of is None else max(0.0, (time.time() - as_of) * 1e3)
-        troubles = [
-            trouble for trouble in (store_error, self._answerer.store_error, self._live.registry_error) if trouble
-        ]
-        troubles += [f"{version} refused: {why}" for version, why in self._live.refused.items()]
+        troubles = [trouble for trouble in (store_error or self._answerer.store_error, self._live.trouble) if trouble]
         if staleness_ms is None or staleness_ms > self._settings.serving.degraded_after_s * 1e3:
             troubles.append("histories are behind the event topic")
         return {
@@ -175,7 +178,9 @@ class Recommender:
             self._running = asyncio.create_task(self._scheduler.run())
 
     def _warm(self, bundle: Bundle) -> None:
-        self._answerer.answer(bundle, self._recent or [RecommendationRequest(user_id="warm-up")], [])
+        # Without a context a user nobody knows gets what is popular, and the model would stay cold.
+        cold = RecommendationRequest(user_id="warm-up", context=Context(item_id=bundle.catalogue.item_ids[0]))
+        self._answerer.answer(bundle, self._recent or [cold], [])
 
     async def _work(
         self, queries: list[RecommendationRequest], users: list[str]

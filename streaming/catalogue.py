@@ -4,16 +4,18 @@ import logging
 import time
 
 from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError
 from pydantic import ValidationError
 
 from pinrec.items import Item
 from streaming.config import KafkaSettings
 from streaming.schema import ItemUpdate, first_problem
-from streaming.topics import client_options
+from streaming.topics import client_options, require_listening, unreachable
 
 log = logging.getLogger(__name__)
 
 _POLL_MS = 200
+_RPC_MS = 5_000
 
 
 class CatalogueView:
@@ -22,18 +24,35 @@ class CatalogueView:
     Args:
         kafka: where.
         content_width: an embedding of another length is left out, and said so; the item stays.
+
+    Attributes:
+        items: by item id.
+        complete: the end of the topic was reached once; before that, items may be missing.
+        bad: updates left out, in whole or in part.
+
+    Raises:
+        KafkaUnreachableError: no broker answered.
     """
 
     def __init__(self, kafka: KafkaSettings, content_width: int) -> None:
-        self._content_width = content_width
-        self._consumer = KafkaConsumer(
-            **client_options(kafka), group_id=None, auto_offset_reset="earliest", enable_auto_commit=False
-        )
-        partitions = self._consumer.partitions_for_topic(kafka.items) or {0}
-        self._partitions = [TopicPartition(kafka.items, p) for p in sorted(partitions)]
-        self._consumer.assign(self._partitions)
-        self._consumer.seek_to_beginning(*self._partitions)
+        self._kafka, self._content_width = kafka, content_width
+        options = client_options(kafka, "pinrec-catalogue")
+        require_listening(kafka)
+        try:
+            self._consumer = KafkaConsumer(
+                **options,
+                group_id=None,
+                auto_offset_reset="earliest",
+                enable_auto_commit=False,
+                bootstrap_timeout_ms=_RPC_MS,
+                allow_auto_create_topics=False,
+                metrics_enabled=False,
+            )
+        except KafkaError as error:
+            raise unreachable(kafka, str(error)) from error
+        self._partitions: list[TopicPartition] = []
         self.items: dict[str, Item] = {}
+        self.complete = False
         self.bad = 0
 
     def update(self, timeout_s: float = 30.0) -> bool:
@@ -43,12 +62,29 @@ class CatalogueView:
             whether anything changed.
 
         Raises:
-            TimeoutError: the end was not reached in time; what was read is kept.
+            KafkaUnreachableError: Kafka does not answer.
+            TimeoutError: the end was not reached in time.
+
+        What was read before an error is kept.
         """
-        deadline = time.monotonic() + timeout_s
-        ends = self._consumer.end_offsets(self._partitions)
+        try:
+            changed = self._read(time.monotonic() + timeout_s, timeout_s)
+        except KafkaError as error:
+            raise unreachable(self._kafka, str(error)) from error
+        self.complete = True
+        return changed
+
+    def _read(self, deadline: float, timeout_s: float) -> bool:
+        if not self._partitions:
+            numbers = self._consumer.partitions_for_topic(self._kafka.items) or ()
+            if not numbers:  # nobody has made the topic: a bare log of events
+                return False
+            self._partitions = [TopicPartition(self._kafka.items, number) for number in sorted(numbers)]
+            self._consumer.assign(self._partitions)
+            self._consumer.seek_to_beginning(*self._partitions)
+        ends = self._consumer.end_offsets(self._partitions, timeout_ms=_RPC_MS)
         changed = False
-        while any(self._consumer.position(p) < ends[p] for p in self._partitions):
+        while any((self._consumer.position(p, timeout_ms=_RPC_MS) or 0) < ends[p] for p in self._partitions):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the items topic was not read to its end within {timeout_s:g} s")
             for records in self._consumer.poll(timeout_ms=_POLL_MS).values():
@@ -71,6 +107,10 @@ class CatalogueView:
         except ValidationError as error:
             self.bad += 1
             log.warning("item update %r left out: %s", item_id, first_problem(error))
+            return
+        if update.item_id != item_id:  # its deletion would come under the key, and find nothing
+            self.bad += 1
+            log.warning("item update %r left out: the key must be the item_id, not %r", update.item_id, item_id)
             return
         embedding = update.embedding if self._content_width else None
         if embedding is not None and len(embedding) != self._content_width:

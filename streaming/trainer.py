@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -78,14 +79,16 @@ class Trainer:
         self._kafka, self._vocabulary, self._settings, self._pinned = kafka, vocabulary, trainer, pinned
         self._training, self._generation = training, generation
         self._archive, self._registry = Archive(state.archive), Registry(str(state.registry))
-        self._learner = Learner(model, vocabulary, training, generation.mode)
+        self._new_learner = partial(Learner, model, vocabulary, training, generation.mode)
+        self._learner = self._new_learner()
         self._catalogue: CatalogueView | None = None
-        self._items: dict[str, Item] = {}
         self._publisher: EventPublisher | None = None
         self._rows: pa.Table | None = None
         self._positions: dict[int, int] = {}
         self._trained: dict[int, int] = {}
         self._live: Bundle | None = None
+        self._unpublished = False
+        self._metrics: dict[str, float] = {}
         self._status = TrainerStatus()
 
     def status(self) -> TrainerStatus:
@@ -114,9 +117,10 @@ class Trainer:
             the new version, or None where nothing changed or events are still too few.
 
         Raises:
-            OSError, RegistryError, BundleError: nothing was published; the old version stands.
+            OSError, RegistryError, BundleError: nothing was published; the old version stands, and what was
+                learnt is published by the next round.
         """
-        items_changed = self._update_catalogue()
+        self._unpublished |= self._update_catalogue()
         since_row = self._gather()
         if self._rows is None or not len(self._rows):
             return None
@@ -126,20 +130,25 @@ class Trainer:
         engaged = events.engaged(self._vocabulary)
         if first and int(engaged.sum()) < self._settings.min_events:
             return None
-        if not first and not items_changed and not engaged[since_row:].any():
+        new = int(engaged[since_row:].sum())
+        if not first and not new and not self._unpublished:
             return None
         catalogue = self._make_catalogue()
-        metrics: dict[str, float] = {}
-        if not first and self._live is not None and since_row < len(events):
-            self._note(phase="evaluating", step=0, steps=0)
-            metrics = self._evaluate(self._live, events, since_row)
-        steps = self._steps(first, int(engaged[since_row:].sum()))
-        self._note(phase="training", step=0, steps=steps)
-        fit = self._learner.fit(events, catalogue, steps, self._progress, 0 if first else since_row)
-        if fit.steps:
-            metrics |= {"loss": fit.loss, "events_per_s": fit.events_per_s}
+        if first or new:
+            if self._live is not None and not first:
+                self._note(phase="evaluating", step=0, steps=0)
+                self._metrics |= self._evaluate(self._live, events, since_row)
+            self._train(events, catalogue, self._steps(first, new), 0 if first else since_row)
         self._note(phase="publishing")
-        return self._publish(events, catalogue, {k: v for k, v in metrics.items() if np.isfinite(v)})
+        return self._publish(events, catalogue, {k: v for k, v in self._metrics.items() if np.isfinite(v)})
+
+    def _train(self, events: EventColumns, catalogue: Catalogue, steps: int, since_row: int) -> None:
+        self._note(phase="training", step=0, steps=steps)
+        fit = self._learner.fit(events, catalogue, steps, self._progress, since_row)
+        if fit.steps:
+            self._metrics |= {"loss": fit.loss, "events_per_s": fit.events_per_s}
+        # From here on the learner knows these events, whether or not they can be published.
+        self._trained, self._unpublished = dict(self._positions), True
 
     def _evaluate(self, live: Bundle, events: EventColumns, since_row: int) -> dict[str, float]:
         """Predict the new events with the version that serves, before anything is trained on them."""
@@ -173,10 +182,10 @@ class Trainer:
             metrics=metrics,
             trained_until=trained_until,
         )
-        positions = torch.tensor(sorted(self._positions.items()), dtype=torch.int64).reshape(-1, 2)
+        positions = torch.tensor(sorted(self._trained.items()), dtype=torch.int64).reshape(-1, 2)
         learner = self._learner.state() | {_POSITIONS: positions}
         version = self._registry.publish(bundle, learner)
-        self._trained, self._live = dict(self._positions), bundle
+        self._live, self._unpublished, self._metrics = bundle, False, {}
         self._note(version=version, trained_until=trained_until, metrics=metrics, rounds=self._status.rounds + 1)
         self._announce(version, trained_until, metrics)
         self._registry.prune(self._settings.keep_versions, pinned={self._pinned} if self._pinned else set())
@@ -206,8 +215,10 @@ class Trainer:
             return False
 
     def _make_catalogue(self) -> Catalogue:
-        if self._catalogue is not None and self._catalogue.items:
+        if self._catalogue is not None and self._catalogue.complete and self._catalogue.items:
             return Catalogue.of(list(self._catalogue.items.values()), self._learner.config)
+        if (self._catalogue is None or not self._catalogue.complete) and self._live is not None:
+            return self._live.catalogue  # Kafka has not answered since this process started
         assert self._rows is not None
         is_item = pc.equal(self._rows["item_type"], "item")
         named = pc.unique(self._rows["item_id"].filter(is_item)).to_pylist()
@@ -240,7 +251,7 @@ class Trainer:
         return max(0, old - surplus)
 
     def _untrained_from(self, rows: pa.Table) -> int:
-        """First row that no published version has seen: a round that failed leaves some behind."""
+        """First row that is not trained on: one without anything engaged leaves its rows behind."""
         partition, offset = rows["partition"].to_numpy(), rows["offset"].to_numpy()
         trained_to = np.zeros(int(partition.max(initial=0)) + 1, np.int64)
         for number, position in self._trained.items():
@@ -250,20 +261,22 @@ class Trainer:
         return int(fresh[0]) if len(fresh) else len(rows)
 
     def resume(self) -> None:
-        """Go on from the registry's current version, if there is one that fits."""
+        """Go on from the registry's current version, if there is one that fits. Once, before the first round."""
         try:
             version = self._registry.current()
             state = read_learner(self._registry.folder(version)) if version else None
             if version is None or state is None:
                 return
+            live = self._registry.load(version)
             positions = state.pop(_POSITIONS)
             self._learner.load_state(state)
             self._trained = {int(partition): int(position) for partition, position in positions.tolist()}
-            self._live = self._registry.load(version)
+            self._live = live
             self._note(version=version, trained_until=self._live.manifest.trained_until)
             log.info("training goes on from %s", version)
         except (ValueError, KeyError, OSError, RegistryError) as error:
             log.warning("training begins anew, the current version cannot be gone on from: %s", error)
+            self._learner = self._new_learner()  # half a state may have been loaded
 
     def _progress(self, step: int, steps: int, loss: float) -> None:
         self._note(step=step, steps=steps, loss=loss)
