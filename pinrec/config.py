@@ -117,7 +117,7 @@ class TrainingConfig(Frozen):
     in_batch_negatives: bool = True
     feed_relaxation: bool = True
     log_q: bool = True
-    initial_steps: int = Field(600, ge=1, description="steps of the first model")
+    initial_steps: int = Field(500, ge=1, description="steps of the first model")
     round_steps: int = Field(60, ge=1, description="most steps of a later round")
     threads: int = Field(1, ge=1, description="torch threads of the trainer")
     seed: int = 0

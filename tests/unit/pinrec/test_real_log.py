@@ -15,10 +15,11 @@ from pinrec.items import Catalogue, Item
 from pinrec.training import Learner
 
 LOG = Path(__file__).parents[4] / "shared/data/kuairand_pure/interactions.csv.gz"
-STEPS = 400
+STEPS = 500
 
 
 @pytest.mark.real_data
+@pytest.mark.timeout(400)
 @pytest.mark.skipif(not LOG.exists(), reason=f"{LOG} is absent")
 def test_on_later_events_the_trained_model_beats_popularity_clearly():
     """Trained on the first 85 % of the log, tested on what users engaged with in the rest (see `prequential`)."""
@@ -35,7 +36,7 @@ def test_on_later_events_the_trained_model_beats_popularity_clearly():
     config, since_row = ModelConfig(), int(len(events) * 0.85)
     catalogue = Catalogue.of([Item(i) for i in dict.fromkeys(columns["item_id"])], config)
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     try:
         learner = Learner(config, vocabulary, TrainingConfig(), "multi_token")
         fitted = learner.fit(events.before(since_row), catalogue, STEPS)
