@@ -54,6 +54,7 @@ def demo(
         float | None, typer.Option("--for", min=1, help="Live seconds; then end, exit 1 unless the loop closed.")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write counts and latencies here.")] = None,
+    interval: Annotated[float, typer.Option(min=1, help="Seconds from one training round to the next.")] = 20.0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what earlier demos left.")] = False,
     deploy: Deploy = DEFAULT_DEPLOY,
 ) -> None:
@@ -75,7 +76,7 @@ def demo(
         shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True, exist_ok=True)
     source: Source = TownSource(rate, root) if events is None else LogSource(events, _mapping(columns), rate)
-    file.override(state={"root": str(root)}, trainer={"interval_s": 20.0})
+    file.override(state={"root": str(root)}, trainer={"interval_s": interval})
     steps = Steps()
     with stoppable(), Stack(file, steps) as stack:
         running = Demo(stack, source, steps)

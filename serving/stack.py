@@ -44,9 +44,11 @@ class Stack:
         """Start the local broker if no other is named, and create the topics.
 
         Raises:
+            DeployError: the HTTP port is taken; nothing was started.
             BrokerError: it did not start (PortInUseError: its port is taken).
             KafkaUnreachableError: the named one does not answer.
         """
+        require_free_port(*self.file.http, "http_options.port")
         if self.file.settings.kafka.bootstrap is None:
             self._progress("Kafka broker", 0, 0)
             broker = LocalBroker(self.root / "kafka", port=self.file.settings.kafka.local_port)
@@ -57,13 +59,12 @@ class Stack:
         self._progress("Kafka broker", 1, 1)
 
     def deploy(self) -> None:
-        """Start Ray, or find the one that already serves this state folder, and deploy the application.
+        """Start Ray and deploy the application.
 
         Raises:
-            DeployError: the HTTP port is taken, or the application did not come up.
+            DeployError: the application did not come up.
         """
         ensure_token(self.file.settings)
-        require_free_port(*self.file.http, "http_options.port")
         self._progress("Ray", 0, 0)
         self._cluster.start()
         self._progress("Ray", 1, 1)
