@@ -15,7 +15,7 @@ from streaming.topics import client_options, require_listening, unreachable
 log = logging.getLogger(__name__)
 
 _POLL_MS = 200
-_RPC_MS = 5_000
+_RPC_MS = 2_000
 
 
 class CatalogueView:
@@ -37,7 +37,7 @@ class CatalogueView:
     def __init__(self, kafka: KafkaSettings, content_width: int) -> None:
         self._kafka, self._content_width = kafka, content_width
         options = client_options(kafka, "pinrec-catalogue")
-        require_listening(kafka)
+        require_listening(kafka, _RPC_MS / 1000)
         try:
             self._consumer = KafkaConsumer(
                 **options,

@@ -1,0 +1,155 @@
+import time
+
+import pytest
+from pydantic import ValidationError
+
+from pinrec.config import GenerationConfig
+from serving.answers import Answerer
+from serving.api import Context, RecommendationRequest
+from serving.config import ServingSettings
+from serving.problems import Problem
+from streaming.stores.lmdb import LmdbSequenceStore
+from tests.small_bundle import CONFIG, VOCABULARY, small_bundle, small_history
+
+USERS = [f"user-{i}" for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    return small_bundle()
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Histories of different lengths, applied up to now."""
+    store = LmdbSequenceStore(tmp_path / "sequences", CONFIG.history, CONFIG.stride, map_gib=0.1)
+    changes = [
+        (user, event) for i, user in enumerate(USERS) for event in small_history(length=1 + 2 * i, seed=i).events()
+    ]
+    store.apply(0, 0, len(changes), changes, as_of=time.time())
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def answerer(store):
+    return Answerer(store, GenerationConfig(max_k=50), ServingSettings(event_k=7))
+
+
+def ask(user_id, **fields):
+    return RecommendationRequest(**({"user_id": user_id, "k": 5} | fields))
+
+
+def items(answer):
+    return [item.item_id for item in answer.items]
+
+
+def test_each_user_of_a_batch_gets_the_list_they_get_alone(bundle, answerer):
+    together, for_events = answerer.answer(bundle, [ask(user) for user in USERS], USERS[::-1])
+    for user, answer in zip(USERS, together, strict=True):
+        assert answer.user_id == user
+        assert answer.sequence.last_event_id == f"e{2 * USERS.index(user):05d}"
+        ((alone,), _) = answerer.answer(bundle, [ask(user)], [])
+        assert items(alone) == items(answer), user
+    assert [answer.user_id for answer in for_events] == USERS[::-1]
+    assert len({tuple(items(answer)) for answer in together}) > len(USERS) // 2, "different histories, different lists"
+
+
+def test_an_answer_says_what_it_was_made_of(bundle, answerer):
+    (query,), (for_event,) = answerer.answer(bundle, [ask("user-3", surface="search")], ["user-3"])
+    assert (query.trigger, for_event.trigger) == ("query", "event")
+    assert (len(query.items), len(for_event.items)) == (5, 7)
+    assert query.model_version == bundle.version
+    assert query.source == for_event.source == "model"
+    assert query.request_id != for_event.request_id
+    assert query.sequence.length == 7
+    assert query.items[0].title == f"about {query.items[0].title.split()[1]} {query.items[0].item_id[5:]}"
+    assert query.items[0].outcome in VOCABULARY.outcomes
+
+
+def test_an_unknown_user_gets_what_is_popular_and_is_told_so(bundle, answerer):
+    (answer,), _ = answerer.answer(bundle, [ask("nobody", exclude=["item-59"])], [])
+    assert answer.source == "popular"
+    assert (answer.sequence.length, answer.sequence.last_event_at) == (0, None)
+    assert items(answer)[:2] == ["item-58", "item-57"], "by popularity, the filters hold here as well"
+
+
+def test_a_context_is_enough_for_the_model(bundle, answerer):
+    by_item, by_query, known = answerer.answer(
+        bundle,
+        [
+            ask("nobody", context=Context(item_id="item-3")),
+            ask("nobody", context=Context(query="rivers and maps")),
+            ask("user-5", context=Context(query="rivers and maps")),
+        ],
+        [],
+    )[0]
+    assert by_item.source == by_query.source == known.source == "model"
+    assert len({tuple(items(answer)) for answer in (by_item, by_query, known)}) == 3
+
+
+def test_every_bad_request_is_refused_by_field_while_its_neighbours_are_answered(bundle, answerer):
+    bad = {
+        "k": ask("user-1", k=51),
+        "surface": ask("user-1", surface="moon"),
+        "outcomes.fly": ask("user-1", outcomes={"fly": 1.0}),
+        "outcomes.impression": ask("user-1", outcomes={"impression": 1.0}),
+        "outcomes": ask("user-1", outcomes={"click": 0.0, "save": 0.0}),
+    }
+    requests = [request for field in bad for request in (bad[field], ask("user-2"))]
+    answers, _ = answerer.answer(bundle, requests, ["user-3"])
+    for field, problem in zip(bad, answers[::2], strict=True):
+        assert isinstance(problem, Problem)
+        assert (problem.status, problem.field) == (422, field)
+    for neighbour in answers[1::2]:
+        assert (neighbour.user_id, len(neighbour.items)) == ("user-2", 5)
+
+
+@pytest.mark.parametrize("shares", [{"click": 1e308, "save": 1e308, "share": 1e308}, {"click": 5e-324}, {"save": 1}])
+def test_shares_of_any_size_are_a_budget(bundle, answerer, shares):
+    ((answer,), _) = answerer.answer(bundle, [ask("user-4", k=30, outcomes=shares)], [])
+    assert {item.outcome for item in answer.items} == set(shares)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"k": 0}, "k"),
+        ({"k": 2.5}, "k"),
+        ({"user_id": ""}, "user_id"),
+        ({"user_id": "x" * 10_000}, "user_id"),
+        ({"outcomes": {"click": -1.0}}, "outcomes.click"),
+        ({"outcomes": {"click": float("nan")}}, "outcomes.click"),
+        ({"exclude": ["x"] * 10_001}, "exclude"),
+        ({"context": {"item_id": "a", "query": "b"}}, "context"),
+        ({"limit": 3}, "limit"),
+    ],
+)
+def test_a_request_that_no_bundle_could_answer_is_refused_where_it_is_read(fields, field):
+    with pytest.raises(ValidationError) as refused:
+        ask(**({"user_id": "user-1"} | fields))
+    assert ".".join(str(part) for part in refused.value.errors()[0]["loc"]).startswith(field)
+
+
+def test_histories_that_are_behind_mark_the_answer_degraded(bundle, tmp_path):
+    store = LmdbSequenceStore(tmp_path / "old", CONFIG.history, CONFIG.stride, map_gib=0.1)
+    answerer = Answerer(store, GenerationConfig(), ServingSettings(degraded_after_s=10))
+    ((answer,), _) = answerer.answer(bundle, [ask("user-1")], [])
+    assert (answer.degraded, answer.sequence.staleness_ms) == (True, None), "nothing was ever applied"
+    store.apply(0, 0, 1, [("user-1", next(iter(small_history(1).events())))], as_of=time.time() - 60)
+    ((answer,), _) = answerer.answer(bundle, [ask("user-1")], [])
+    assert answer.degraded
+    assert 60e3 <= answer.sequence.staleness_ms < 120e3
+    store.touch({0: time.time()})
+    ((answer,), _) = answerer.answer(bundle, [ask("user-1")], [])
+    assert (answer.degraded, answer.source) == (False, "model")
+    assert 0 <= answer.sequence.staleness_ms < 10e3
+    store.close()
+
+
+def test_a_store_that_fails_is_answered_with_what_is_popular_and_marked_degraded(bundle, store, answerer):
+    store.close()
+    ((answer,), _) = answerer.answer(bundle, [ask("user-5")], [])
+    assert (answer.source, answer.degraded) == ("popular", True)
+    assert len(answer.items) == 5
+    assert answerer.store_error

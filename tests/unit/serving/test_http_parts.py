@@ -1,0 +1,160 @@
+import asyncio
+import logging
+import re
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from pydantic import BaseModel
+
+from serving import problems
+from serving.api import Status
+from serving.client import ClientError, PinRecClient
+from serving.limits import LimitBody
+from serving.metrics import METRICS, render
+from serving.problems import Problem
+
+MOST = 1_000
+
+
+class Named(BaseModel):
+    name: str
+
+
+def application():
+    api = FastAPI()
+    api.add_middleware(LimitBody, most=MOST)
+    problems.install(api)
+
+    @api.post("/raw")
+    async def raw(request: Request) -> int:
+        return len(await request.body())
+
+    @api.post("/parsed")
+    async def parsed(named: Named) -> str:
+        return named.name
+
+    @api.get("/busy")
+    async def busy() -> None:
+        raise Problem(503, "later", retry_after_s=7)
+
+    @api.get("/crash")
+    async def crash() -> None:
+        raise RuntimeError("something with a secret in it")
+
+    return api
+
+
+def call(method, path, **options):
+    async def once():
+        transport = httpx.ASGITransport(application(), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.request(method, path, **options)
+
+    return asyncio.run(once())
+
+
+def chunks(size):
+    async def pieces():
+        for _ in range(size // 100):
+            yield b"x" * 100
+
+    return pieces()
+
+
+@pytest.mark.parametrize("path", ["/raw", "/parsed"])
+@pytest.mark.parametrize("stated", [True, False], ids=["with Content-Length", "without"])
+def test_a_body_above_the_bound_is_refused(path, stated):
+    body = b"x" * (MOST + 100) if stated else chunks(MOST + 100)
+    answer = call("POST", path, content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.json()["field"] == "body"
+    assert "1000 bytes" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("stated", [True, False], ids=["with Content-Length", "without"])
+def test_a_body_of_just_the_bound_is_taken(stated):
+    answer = call("POST", "/raw", content=b"x" * MOST if stated else chunks(MOST))
+    assert (answer.status_code, answer.json()) == (200, MOST)
+
+
+def test_every_error_is_a_problem_detail():
+    for answer, status, field in (
+        (call("POST", "/parsed", json={"name": 3}), 422, "name"),
+        (call("POST", "/parsed", json={}), 422, "name"),
+        (call("POST", "/parsed", content=b"{", headers={"Content-Type": "application/json"}), 400, "body"),
+        (call("GET", "/nowhere"), 404, None),
+        (call("GET", "/parsed"), 405, None),
+        (call("GET", "/crash"), 500, None),
+    ):
+        assert (answer.status_code, answer.json().get("field")) == (status, field)
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        assert {"type", "title", "status", "detail"} <= set(answer.json())
+        assert "secret" not in answer.text
+
+
+def test_a_problem_carries_when_to_come_back():
+    assert call("GET", "/busy").headers["Retry-After"] == "7"
+
+
+def test_a_field_that_the_caller_made_up_is_sent_back_short():
+    assert len(Problem(422, "unknown", "x" * 100_000).field) <= 200
+
+
+def status(**fields):
+    recommender = {
+        "staleness_ms": 12.5, "queries_answered": 3, "lists_generated": 4, "waiting_queries": 0,
+        "waiting_users": 1, "swaps": 2, "refused": {"v000009": "hash"},
+    }  # fmt: skip
+    ingestor = {"applied": 10, "duplicates": 1, "dead_letters": 2, "lag": 5}
+    parts = {"recommenders": [recommender, recommender], "ingestors": [ingestor, ingestor]} | fields
+    return Status(ready=True, degraded=["one thing"], model_version="v000001", users=8, trainer=None, **parts)
+
+
+def test_every_metric_has_a_value_and_a_meaning():
+    text = render(status())
+    values = {name: float(value) for name, value in re.findall(r"^(pinrec_\w+) (\S+)$", text, re.M)}
+    assert set(values) == set(METRICS)
+    for name, meaning in METRICS.items():
+        assert f"# HELP {name} {meaning}" in text
+    assert values["pinrec_events_applied"] == 20, "over all replicas"
+    assert values["pinrec_models_refused"] == 2
+    assert values["pinrec_staleness_ms"] == 12.5
+
+
+def test_staleness_that_nobody_knows_is_not_a_number():
+    """Zero would look like perfect freshness to an alert."""
+    assert "pinrec_staleness_ms NaN" in render(status(recommenders=[]))
+
+
+def answering(response):
+    client = PinRecClient("http://test")
+    client._http = httpx.Client(base_url="http://test", transport=httpx.MockTransport(lambda request: response))
+    return client
+
+
+def test_the_client_raises_what_the_service_says():
+    problem = {"status": 503, "detail": "no model is live yet", "field": "k"}
+    with answering(httpx.Response(503, json=problem, headers={"Retry-After": "5"})) as client:
+        with pytest.raises(ClientError, match="k: no model is live yet") as refused:
+            client.recommend("u1")
+        assert (refused.value.status, refused.value.field, refused.value.retry_after_s) == (503, "k", 5.0)
+
+
+@pytest.mark.parametrize("content", [b"<html>Service Unavailable</html>", b'["a list"]', b"{}"])
+def test_an_answer_of_somebody_in_between_is_an_error_too(content):
+    response = httpx.Response(502, content=content, headers={"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"})
+    with answering(response) as client, pytest.raises(ClientError) as refused:
+        client.status()
+    assert (refused.value.status, refused.value.retry_after_s) == (502, None)
+
+
+def test_nobody_listening_is_one_sentence(caplog):
+    caplog.set_level(logging.CRITICAL)
+    with (
+        PinRecClient("http://127.0.0.1:9", timeout_s=2) as client,
+        pytest.raises(ClientError, match=r"http://127\.0\.0\.1:9.*pinrec up") as refused,
+    ):
+        client.recommend("u1")
+    assert refused.value.status == 0
