@@ -1,0 +1,396 @@
+"""The whole application as its users see it: real broker, real Ray Serve, real HTTP, a model that is trained."""
+
+import json
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+from ray import serve
+
+from pinrec.bundle import MODEL
+from serving.api import RecommendationRequest
+from serving.client import ClientError, PinRecClient
+from serving.cluster import APP
+from serving.problems import Problem
+from tests.eventually import eventually
+from tests.running_application import ITEMS, TOPICS, Callers, RunningApplication
+
+pytestmark = [pytest.mark.broker, pytest.mark.serve, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def app(broker, tmp_path_factory):
+    """One application for all tests; each has users of its own."""
+    application = RunningApplication(tmp_path_factory.mktemp("an application"), broker)
+    try:
+        application.start()
+        yield application
+    finally:
+        application.stop()
+
+
+def ids(recommendation):
+    return [item.item_id for item in recommendation.items]
+
+
+def topic_of(item_id):
+    return TOPICS[int(item_id.removeprefix("item-")) % len(TOPICS)]
+
+
+def test_before_the_first_model_a_query_is_told_when_to_come_back(app):
+    for name in ("recommend", "readyz"):
+        answer = app.before_any_model[name]
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+        assert answer.headers["Content-Type"] == "application/problem+json"
+    assert app.before_any_model["healthz"].status_code == 200
+
+
+@pytest.mark.parametrize("way", ["POST", "publisher"])
+def test_an_event_becomes_history_then_a_list_on_the_topic_and_in_answers(app, way):
+    user = f"new by {way}"
+    event = app.event(user, "item-5", event_id=None)
+    if way == "POST":
+        (event_id,) = app.client.publish([event])
+    else:
+        event_id = f"{user} 1"
+        app.publisher.publish(event.model_copy(update={"event_id": event_id}))
+    history = eventually(lambda: app.history(user))
+    assert [(e.event_id, e.item_id, e.action, e.surface, e.timestamp) for e in history.events] == [
+        (event_id, "item-5", "click", "home", event.timestamp)
+    ]
+    (made,) = eventually(lambda: app.received(lambda r: r.user_id == user))
+    assert made.sequence.last_event_id == event_id
+    assert (made.trigger, made.source, made.degraded) == ("event", "model", False)
+    assert 0 <= made.sequence.staleness_ms < 10_000
+    assert made.model_version in {info.version for info in app.registry.versions()}
+    assert len(made.items) == app.settings.serving.event_k
+    answer = app.client.recommend(user, k=8)
+    assert (answer.trigger, answer.source, answer.sequence.length) == ("query", "model", 1)
+    assert answer.sequence.last_event_id == event_id
+    assert answer.request_id != made.request_id
+    if answer.model_version == made.model_version:
+        assert set(ids(answer)) & set(ids(made)), "the same model on the same history"
+
+
+def test_impressions_are_kept_but_cause_no_list(app):
+    seen = app.publish("looker", "item-1", action="impression")
+    eventually(lambda: app.knows(seen))
+    clicked = app.publish("looker", "item-1")
+    lists = eventually(lambda: app.received(lambda r: r.user_id == "looker"))
+    assert [r.sequence.last_event_id for r in lists] == [clicked.event_id]
+
+
+def test_a_request_shapes_its_list(app):
+    seen = [f"item-{i}" for i in range(6)]
+    events = [app.publish("shaper", item_id) for item_id in seen]
+    eventually(lambda: app.knows(*events))
+    plain = app.client.recommend("shaper", k=ITEMS)
+    assert set(ids(plain)) == {f"item-{i}" for i in range(ITEMS)} - set(seen), "all that is left, each once"
+    everything = app.client.recommend("shaper", k=ITEMS, exclude_seen=False)
+    assert len(set(ids(everything))) == ITEMS
+    unwanted = ids(plain)[:3]
+    assert not set(unwanted) & set(ids(app.client.recommend("shaper", k=20, exclude=unwanted)))
+    bread = app.client.recommend("shaper", k=10, categories=["bread"])
+    assert len(bread.items) == 10
+    assert {topic_of(item_id) for item_id in ids(bread)} == {"bread"}
+    for outcome in ("click", "save"):
+        answer = app.client.recommend("shaper", k=12, outcomes={outcome: 1.0})
+        assert {item.outcome for item in answer.items} == {outcome}
+    halves = app.client.recommend("shaper", k=12, outcomes={"click": 0.5, "save": 0.5})
+    assert [item.outcome for item in halves.items].count("save") == 6
+    for answer in (
+        app.client.recommend("shaper", k=3, surface="search"),
+        app.client.recommend("shaper", k=3, context={"item_id": "item-9"}),
+        app.client.recommend("shaper", k=3, context={"query": "bread and wool"}),
+    ):
+        assert (len(answer.items), answer.source) == (3, "model")
+    assert all(item.title.startswith(topic_of(item.item_id)) for item in plain.items)
+
+
+def test_an_unknown_user_gets_what_is_popular(app):
+    answer = app.client.recommend("never seen", k=10)
+    assert (answer.source, answer.sequence.length, len(answer.items)) == ("popular", 0, 10)
+    with pytest.raises(ClientError) as unknown:
+        app.client.user("never seen")
+    assert unknown.value.status == 404
+
+
+def test_any_printable_id_names_a_user(app):
+    for user in ("a/b", "50% off?", "ünïcode ✓"):
+        event = app.publish(user, "item-2")
+        history = eventually(lambda user=user: app.history(user))
+        assert (history.user_id, history.events[0].event_id) == (user, event.event_id)
+
+
+def test_an_answer_that_is_acted_on_is_found_in_the_archive(app):
+    answer = app.client.recommend("answered", k=5)
+    app.client.publish(
+        [
+            app.event("answered", item, request_id=answer.request_id, position=at, feed_id="feed-1")
+            for at, item in enumerate(ids(answer)[:2])
+        ]
+    )
+
+    def rows():
+        table = app.archived(["user_id", "item_id", "request_id", "position", "feed_id"])
+        return [tuple(row.values()) for row in table.to_pylist() if row["user_id"] == "answered"]
+
+    first, second = ids(answer)[:2]
+    eventually(lambda: len(rows()) == 2)
+    assert sorted(rows(), key=lambda row: row[3]) == [
+        ("answered", first, answer.request_id, 0, "feed-1"),
+        ("answered", second, answer.request_id, 1, "feed-1"),
+    ]
+
+
+def test_a_deleted_user_is_gone_from_the_store_the_answers_and_the_disk(app):
+    events = [app.publish("forget me", f"item-{i}") for i in range(3)]
+    eventually(lambda: app.knows(*events))
+    with PinRecClient(app.file.url) as stranger, pytest.raises(ClientError) as refused:
+        stranger.delete_user("forget me")
+    assert (refused.value.status, refused.value.field) == (401, "authorization")
+    assert app.history("forget me")
+    app.client.delete_user("forget me")
+    eventually(lambda: not app.history("forget me"))
+    assert app.client.recommend("forget me").source == "popular"
+
+    def kept():
+        try:
+            return [
+                row
+                for path in app.settings.state.archive.rglob("*.parquet")
+                for row in pq.read_table(path, columns=["user_id", "deleted"], partitioning=None).to_pylist()
+                if row["user_id"] == "forget me" and not row["deleted"]
+            ]
+        except FileNotFoundError:
+            return ["somebody renames"]
+
+    # The trainer takes the rows off the disk when it has trained without them.
+    app.publish("somebody else", "item-1")
+    eventually(lambda: not kept(), 60)
+
+
+def test_versions_are_listed_and_activated_by_whoever_holds_the_token(app):
+    models = app.client.models()
+    assert models.current in {version.version for version in models.versions}
+    numbers = [version.version for version in models.versions]
+    assert numbers == sorted(numbers, reverse=True), "newest first"
+    assert all(version.items and version.trained_until > 0 for version in models.versions)
+    with PinRecClient(app.file.url, token="guessed") as stranger, pytest.raises(ClientError) as refused:
+        stranger.activate(models.current)
+    assert refused.value.status == 401
+    for unknown in ("v999999", "../models", "latest"):
+        with pytest.raises(ClientError) as refused:
+            app.client.activate(unknown)
+        assert refused.value.status == 404
+    assert app.client.activate(models.current).current == models.current
+
+
+def test_a_handle_inside_the_cluster_answers_and_refuses_as_http_does(app):
+    handle = serve.get_app_handle(APP)
+    over_http = app.client.recommend("past-3", k=7)
+    by_handle = handle.recommend.remote(RecommendationRequest(user_id="past-3", k=7)).result(timeout_s=20)
+    assert (by_handle.source, len(by_handle.items)) == ("model", 7)
+    if by_handle.model_version == over_http.model_version:
+        assert ids(by_handle) == ids(over_http)
+    with pytest.raises(Problem) as refused:
+        handle.recommend.remote(RecommendationRequest(user_id="past-3", k=10**6)).result(timeout_s=20)
+    with pytest.raises(ClientError) as refused_over_http:
+        app.client.recommend("past-3", k=10**6)
+    assert (refused.value.status, refused.value.field) == (422, "k")
+    assert str(refused_over_http.value) == f"k: {refused.value.detail}"
+    with pytest.raises(Problem) as unknown:
+        handle.user.remote("nobody").result(timeout_s=20)
+    assert unknown.value.status == 404
+
+
+def test_the_api_describes_itself_and_its_state(app):
+    described = app.http.get("/openapi.json").json()
+    assert {"/v1/recommendations", "/v1/events", "/v1/models", "/v1/status"} <= set(described["paths"])
+    assert "RecommendationRequest" in described["components"]["schemas"]
+    assert "swagger" in app.http.get("/docs").text.lower()
+    assert app.http.get("/healthz").json() == {"status": "ok"}
+    assert app.http.get("/readyz").json()["model_version"].startswith("v")
+    metrics = app.http.get("/metrics").text
+    assert "pinrec_ready 1.0" in metrics
+    assert "# HELP pinrec_lag_events" in metrics
+    status = app.client.status()
+    assert (status.ready, status.degraded) == (True, [])
+    assert status.users >= 20
+    assert (len(status.recommenders), len(status.ingestors)) == (1, 1)
+    assert status.trainer["version"]
+
+
+EVENT = {"user_id": "u1", "item_id": "item-1", "action": "click", "surface": "home", "timestamp": 1_760_000_000}
+RECOMMEND, EVENTS = "/v1/recommendations", "/v1/events"
+BAD = {
+    "malformed query": (RECOMMEND, b"{not json", 400, "body"),
+    "no object": (RECOMMEND, b"[1]", 422, "body"),
+    "not UTF-8": (RECOMMEND, b'{"user_id": "\xff"}', 400, None),
+    "no user": (RECOMMEND, {}, 422, "user_id"),
+    "a number as user": (RECOMMEND, {"user_id": 5}, 422, "user_id"),
+    "empty user": (RECOMMEND, {"user_id": ""}, 422, "user_id"),
+    "user of 10 kB": (RECOMMEND, {"user_id": "x" * 10_000}, 422, "user_id"),
+    "control character": (RECOMMEND, {"user_id": "a\nb"}, 422, "user_id"),
+    "k of 0": (RECOMMEND, {"user_id": "u1", "k": 0}, 422, "k"),
+    "k of a million": (RECOMMEND, {"user_id": "u1", "k": 10**6}, 422, "k"),
+    "k as text": (RECOMMEND, {"user_id": "u1", "k": "ten"}, 422, "k"),
+    "unknown outcome": (RECOMMEND, {"user_id": "u1", "outcomes": {"fly": 1}}, 422, "outcomes.fly"),
+    "negative share": (RECOMMEND, {"user_id": "u1", "outcomes": {"click": -1}}, 422, "outcomes.click"),
+    "NaN share": (RECOMMEND, b'{"user_id": "u1", "outcomes": {"click": NaN}}', 422, "outcomes.click"),
+    "shares of 0": (RECOMMEND, {"user_id": "u1", "outcomes": {"click": 0, "save": 0}}, 422, "outcomes"),
+    "unknown surface of a query": (RECOMMEND, {"user_id": "u1", "surface": "moon"}, 422, "surface"),
+    "two contexts": (RECOMMEND, {"user_id": "u1", "context": {"item_id": "a", "query": "b"}}, 422, "context"),
+    "unknown field": (RECOMMEND, {"user_id": "u1", "limit": 3}, 422, "limit"),
+    "malformed event": (EVENTS, b'{"user_id": ', 400, "body"),
+    "event with nothing": (EVENTS, {}, 422, "user_id"),
+    "event without item": (EVENTS, {k: v for k, v in EVENT.items() if k != "item_id"}, 422, "item_id"),
+    "number as item": (EVENTS, EVENT | {"item_id": 7}, 422, "item_id"),
+    "NaN timestamp": (EVENTS, json.dumps(EVENT).replace("1760000000", "NaN").encode(), 422, "timestamp"),
+    "negative timestamp": (EVENTS, EVENT | {"timestamp": -1}, 422, "timestamp"),
+    "year 9999": (EVENTS, EVENT | {"timestamp": "9999-12-31T23:59:59Z"}, 422, "timestamp"),
+    "milliseconds": (EVENTS, EVENT | {"timestamp": 1_760_000_000_000}, 422, "timestamp"),
+    "unknown action": (EVENTS, EVENT | {"action": "stare"}, 422, "action"),
+    "unknown surface": (EVENTS, EVENT | {"surface": "moon"}, 422, "surface"),
+    "event of nobody": (EVENTS, EVENT | {"user_id": ""}, 422, "user_id"),
+    "event of a 10 kB user": (EVENTS, EVENT | {"user_id": "x" * 10_000}, 422, "user_id"),
+    "one bad event of two": (EVENTS, [EVENT, EVENT | {"action": "stare"}], 422, "1.action"),
+    "no events": (EVENTS, [], 422, "events"),
+    "too many events": (EVENTS, [EVENT] * 1_001, 422, "events"),
+    "1 MiB": (EVENTS, b"[" + b" " * 1024 * 1024 + b"]", 413, "body"),
+    "1 MiB query": (RECOMMEND, {"user_id": "x" * 1024 * 1024}, 413, "body"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_by_field_with_a_remedy(app, name):
+    path, body, status, field = BAD[name]
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    answer = app.http.post(path, content=content, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json().get("field")) == (status, field)
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.json()["status"] == status
+    assert len(answer.json()["detail"]) > 10
+    assert len(answer.content) < 1_000, "what was sent does not come back"
+
+
+def test_nothing_of_a_refused_request_is_published(app):
+    good, bad = app.event("half refused", "item-1"), app.event("half refused", "item-1", action="stare")
+    with pytest.raises(ClientError):
+        app.client.publish([good, bad])
+    marker = app.publish("comes after", "item-1")
+    eventually(lambda: app.knows(marker))
+    assert app.client.status().ingestors[0]["dead_letters"] == 0
+    assert app.history("half refused") is None
+
+
+def test_paths_that_are_not_there_are_problems_too(app):
+    for method, path, status in (
+        ("GET", f"/v1/users/{'x' * 10_000}", 422),
+        ("GET", "/v1/users/", 422),
+        ("GET", "/v1/nowhere", 404),
+        ("DELETE", "/v1/events", 405),
+    ):
+        answer = app.http.request(method, path)
+        assert (answer.status_code, answer.headers["Content-Type"]) == (status, "application/problem+json"), path
+
+
+def titles_by_version(app):
+    return {
+        info.version: dict(zip((c := app.registry.load(info.version).catalogue).item_ids, c.titles, strict=True))
+        for info in app.registry.versions()
+        if info.problem is None
+    }
+
+
+def test_versions_are_swapped_under_load_without_a_failed_request_or_a_mixed_answer(app):
+    users = [f"past-{i}" for i in range(8)] + ["never seen"]
+    asked = iter(range(10**9))
+
+    def call(number):
+        app.publish(f"past-{number}", f"item-{next(asked) % ITEMS}")
+        return app.client.recommend(users[next(asked) % len(users)], k=10)
+
+    started_with = app.client.models().current
+    with Callers(call).calling() as callers:
+        live = {started_with}
+        while len(live) < 5 and not callers.failures:
+            version = app.registry.publish(app.edition(f"edition {len(live)}"))
+            # The trainer publishes as well, and may be faster.
+            eventually(lambda wanted=version: callers.failures or callers.answers[-1].model_version >= wanted, 60)
+            live = {answer.model_version for answer in callers.answers}
+        before = len(callers.answers)
+        app.client.activate(started_with)
+        eventually(lambda: callers.failures or started_with in {a.model_version for a in callers.answers[before:]}, 60)
+    assert callers.failures == []
+    titles = titles_by_version(app)
+    made = app.received(lambda r: r.model_version in live)
+    for answer in [*callers.answers, *made]:
+        assert len(answer.items) == (10 if answer.trigger == "query" else app.settings.serving.event_k)
+        assert {item.item_id: item.title for item in answer.items}.items() <= titles[answer.model_version].items()
+    assert len({answer.model_version for answer in callers.answers}) >= 5
+    assert any("edition" in item.title for answer in callers.answers for item in answer.items)
+
+
+def test_a_corrupt_version_is_refused_by_name_and_the_old_one_goes_on(app):
+    version = app.registry.publish(app.edition("broken"), activate=False)
+    weights = app.registry.folder(version) / MODEL
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    weights.write_bytes(content)
+    before = app.client.models().current
+    app.client.activate(version)
+    status = eventually(lambda: (s := app.client.status()).recommenders[0]["refused"] and s, 30)
+    assert status.recommenders[0]["refused"][version].startswith("hash: model.safetensors")
+    assert any(f"{version} refused" in trouble for trouble in status.degraded)
+    assert status.ready
+    assert app.client.recommend("past-1").model_version != version
+    app.client.activate(before)
+    eventually(lambda: not app.client.status().degraded)
+
+
+def test_replicas_are_added_while_requests_are_answered_and_nothing_is_lost(app):
+    users = [f"scaled-{i}" for i in range(12)]
+    published = {user: [] for user in users}
+    turns = iter(range(10**9))
+
+    def publish(_):
+        user = users[next(turns) % len(users)]
+        event = app.event(user, f"item-{next(turns) % ITEMS}")
+        app.client.publish([event])
+        published[user].append(event.event_id)
+
+    def query(number):
+        return app.client.recommend(f"past-{number}", k=10)
+
+    changed = app.deploy_file(Recommender=2, Ingestor=2)
+    with Callers(publish, 1).calling() as publishing, Callers(query).calling() as querying:
+        command = [sys.executable, "-c", "from serving.cli import main; main()", "up", str(changed)]
+        deployed = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+        assert deployed.returncode == 0, deployed.stdout + deployed.stderr
+        status = eventually(
+            lambda: (
+                (s := app.client.status()) and [len(ingestor["partitions"]) for ingestor in s.ingestors] == [2, 2] and s
+            ),
+            60,
+        )
+        assert len(status.recommenders) == 2
+        shared = [set(ingestor["partitions"]) for ingestor in status.ingestors]
+        assert sorted(int(partition) for partitions in shared for partition in partitions) == [0, 1, 2, 3]
+        served = len(querying.answers)
+        eventually(lambda: publishing.failures or querying.failures or len(querying.answers) > served + 50)
+    assert publishing.failures == querying.failures == []
+    assert sum(map(len, published.values())) > 30
+
+    def complete():
+        histories = {user: app.history(user) for user in users}
+        return all(found and found.total == len(published[user]) for user, found in histories.items()) and histories
+
+    histories = eventually(complete, 60)
+    for user, found in histories.items():
+        expected = published[user][-len(found.events) :]
+        assert [event.event_id for event in found.events] == expected, user
+    for user in users:
+        last = published[user][-1]
+        eventually(lambda last=last: app.received(lambda r: r.sequence.last_event_id == last))
