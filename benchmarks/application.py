@@ -1,0 +1,95 @@
+"""The running application that P1 and P4 share: the stack of deploy/local.yaml on free ports, with a first model."""
+
+import socket
+import time
+from pathlib import Path
+from typing import Final
+
+from benchmarks.result import ROOT, BenchmarkError
+from serving.client import ClientError, PinRecClient
+from serving.cluster import DeployFile
+from serving.config import AppSettings
+from serving.demo import Demo
+from serving.demo_sources import TownSource
+from serving.stack import Progress, Stack
+from streaming.simulator import TownConfig
+
+_NEVER_S: Final = 1e6
+_PATIENCE_S: Final = 60.0
+_FULL: Final = TownConfig(inhabitants=500, items=2_000, past_events=20_000)
+_QUICK: Final = TownConfig(inhabitants=100, items=200, past_events=3_000)
+
+
+class Application:
+    """Broker, town's past, Ray and a first model; no second model is trained while it is measured.
+
+    Args:
+        root: state folder, empty.
+        quick: a small town and hardly a model.
+        progress: told of each step.
+    """
+
+    def __init__(self, root: Path, quick: bool, progress: Progress) -> None:
+        self.town = _QUICK if quick else _FULL
+        self._progress = progress
+        file = DeployFile.read(ROOT / "deploy" / "local.yaml")
+        file.config.setdefault("http_options", {})["port"] = _free_port()
+        file.override(
+            state={"root": str(root)},
+            kafka={"bootstrap": None, "local_port": 0},
+            trainer={"interval_s": _NEVER_S},
+            training={"initial_steps": 20 if quick else 150},
+        )
+        self._stack = Stack(file, progress)
+        self._started = time.monotonic()
+
+    @property
+    def settings(self) -> AppSettings:
+        """What the application was told."""
+        return self._stack.file.settings
+
+    @property
+    def http(self) -> tuple[str, int]:
+        """(host, port) of the API."""
+        return self._stack.file.http
+
+    def start(self) -> None:
+        """Return when a model is live and no event waits.
+
+        Raises:
+            DemoError, DeployError, BrokerError, BenchmarkError: it did not come up.
+        """
+        self._stack.root.mkdir(parents=True, exist_ok=True)
+        source = TownSource(1.0, self._stack.root, self.town)
+        Demo(self._stack, source, self._progress).start()
+        self.user_ids = source.user_ids
+        self.item_ids = [item.item_id for item in source.items()]
+        self._await_idle()
+        self.start_seconds = time.monotonic() - self._started
+
+    def stop(self) -> None:
+        """Stop all that was started."""
+        self._stack.stop()
+
+    def _await_idle(self) -> None:
+        deadline = time.monotonic() + _PATIENCE_S
+        with PinRecClient(self._stack.file.url) as client:
+            while time.monotonic() < deadline:
+                try:
+                    status = client.status()
+                except ClientError as error:
+                    problem = str(error)
+                else:
+                    lag = sum(ingestor["lag"] for ingestor in status.ingestors)
+                    waiting = sum(r["waiting_users"] for r in status.recommenders)
+                    if status.ingestors and status.ready and not lag and not waiting:
+                        return
+                    problem = f"{lag} events and {waiting} users still wait"
+                time.sleep(0.2)
+        raise BenchmarkError(f"the application is not idle after {_PATIENCE_S:g} s: {problem}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

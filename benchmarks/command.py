@@ -1,0 +1,132 @@
+"""`python -m benchmarks`: take the measures, write a JSON each, and make docs/performance.md of them.
+
+python -m benchmarks                      # all of them; some ten minutes on a quiet machine of two cores
+python -m benchmarks --only P5 --quick    # is it in order? half a minute; quick figures are kept apart
+python -m benchmarks --report             # docs/performance.md again, from the JSONs
+"""
+
+import argparse
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final, TypeVar
+
+from benchmarks import freshness, ingest, queries
+from benchmarks.application import Application
+from benchmarks.report import write_report
+from benchmarks.result import ROOT, BenchmarkError, Result
+from serving.terminal import Steps, console, errors, stoppable
+
+T = TypeVar("T")
+
+IDS: Final = ("P5", "P1", "P4")
+"""In the order they run."""
+RESULTS: Final = ROOT / "benchmarks" / "results" / "performance"
+_QUICK_RESULTS: Final = ROOT / ".pinrec" / "benchmarks-quick"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code: 1 where a measure failed, 2 where it was not asked properly."""
+    options = _parse(arguments)
+    out: Path = options.out or (_QUICK_RESULTS if options.quick else RESULTS)
+    try:
+        if not options.report and not _run(options, out):
+            return 1
+        if options.report or not options.quick:
+            console.print(f"written: {write_report(out)}", highlight=False, soft_wrap=True)
+    except BenchmarkError as error:
+        errors.print(f"benchmarks: {error}", highlight=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _run(options: argparse.Namespace, out: Path) -> bool:
+    """Take the measures and write their JSONs; whether all went well."""
+    out.mkdir(parents=True, exist_ok=True)
+    wanted = [i for i in IDS if i in (options.only or IDS)]
+    well = True
+    with stoppable(), _work_folder() as work:
+        for result in _measures(wanted, work, options.quick, options.rate):
+            if isinstance(result, Exception):
+                errors.print(f"failed: {type(result).__name__}: {result}", highlight=False, soft_wrap=True)
+                well = False
+            else:
+                path = out / f"{result.id}.json"
+                path.write_text(result.model_dump_json(indent=2) + "\n")
+                console.print(f"{_line(result)}; {path}", highlight=False, soft_wrap=True)
+    return well
+
+
+def _measures(ids: list[str], work: Path, quick: bool, rate: float) -> Iterator[Result | Exception]:
+    """Each measure's result, or why there is none; one that fails leaves the others their turn."""
+    progress = Steps()
+    with ExitStack() as stack:
+        stack.callback(progress.pause)
+        if "P5" in ids:
+            yield _attempt(lambda: ingest.measure(work / "P5", quick, progress))
+        live = [i for i in ids if i in ("P1", "P4")]
+        if not live:
+            return
+        application = Application(work / "application", quick, progress)
+        stack.callback(application.stop)
+        error = _attempt(application.start)
+        if isinstance(error, Exception):
+            yield error
+            return
+        if "P1" in live:
+            yield _attempt(lambda: freshness.measure(application, quick, progress, rate))
+        if "P4" in live:
+            yield _attempt(lambda: queries.measure(application, quick, progress))
+
+
+def _attempt(work: Callable[[], T]) -> T | Exception:
+    try:
+        return work()
+    except Exception as error:  # told by the caller, and the exit code says it
+        return error
+
+
+def _line(result: Result) -> str:
+    p99 = result.details.get("p99_ms")
+    return (
+        f"{result.id} {result.name}: {result.value:g} {result.unit}"
+        f"{'' if p99 is None else f' (p99 {p99:g} ms)'}; {result.baseline_name}: {result.baseline:g}; "
+        f"ratio {result.ratio:g}; goal {result.goal}: {'met' if result.met else 'not met'}; {result.seconds:.0f} s"
+    )
+
+
+@contextmanager
+def _work_folder() -> Iterator[Path]:
+    """Beside the state of demos, so that a flush costs what it costs there; removed at the end."""
+    parent = ROOT / ".pinrec"
+    parent.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="benchmark-", dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure PinRec on this machine, each figure beside a baseline of the same run.",
+        epilog="Example: python -m benchmarks --only P5 --quick",
+    )
+    parser.add_argument("--only", action="append", choices=IDS, help="this measure; may be repeated")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works; changes no document")
+    parser.add_argument("--rate", type=_rate, default=100.0, help="events a second of P1 (default: 100)")
+    parser.add_argument("--out", type=Path, help=f"folder of the JSONs (default: {RESULTS.relative_to(ROOT)})")
+    parser.add_argument("--report", action="store_true", help="only make docs/performance.md from the JSONs")
+    return parser.parse_args(arguments)
+
+
+def _rate(text: str) -> float:
+    rate = float(text)
+    if not 0 < rate <= 10_000:
+        raise argparse.ArgumentTypeError("must be more than 0 and at most 10,000 events a second")
+    return rate

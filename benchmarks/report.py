@@ -1,0 +1,107 @@
+"""docs/performance.md and its plots, from the JSONs; nothing in them is typed by hand."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from pydantic import ValidationError
+
+from benchmarks.plots import draw
+from benchmarks.result import ROOT, BenchmarkError, Result
+
+DOCUMENT: Final = ROOT / "docs" / "performance.md"
+PLOTS: Final = DOCUMENT.parent / "plots"
+
+_HEAD: Final = """\
+# Performance
+
+Each figure stands beside a baseline taken in the same run: repeats of both alternate, the figure is their median, and
+the spread is the least and the most of them. A ratio carries from one machine to another better than a figure does.
+
+`make bench` takes the measures, writes `benchmarks/results/performance/*.json` and makes this page from them; the page
+alone again: `.venv/bin/python -m benchmarks --report`.
+"""
+
+
+def write_report(results: Path) -> Path:
+    """Write the document and the plots; where the document lies.
+
+    Raises:
+        BenchmarkError: there are no results, or a file is none.
+    """
+    found = read_results(results)
+    PLOTS.mkdir(parents=True, exist_ok=True)
+    for result in found:
+        draw(result, PLOTS / f"{result.id}.svg")
+    DOCUMENT.write_text(render(found))
+    return DOCUMENT
+
+
+def read_results(folder: Path) -> list[Result]:
+    """All results of a folder, by id.
+
+    Raises:
+        BenchmarkError: there are none, or a file is none.
+    """
+    found = []
+    for path in sorted(folder.glob("P*.json")):
+        try:
+            found.append(Result.model_validate(json.loads(path.read_text())))
+        except (ValidationError, ValueError) as error:
+            raise BenchmarkError(f"{path}: not a result of this version: {error}") from None
+    if not found:
+        raise BenchmarkError(f"{folder}: no results; take them with `make bench`")
+    return found
+
+
+def render(results: Sequence[Result]) -> str:
+    """The document."""
+    return "\n".join([_HEAD, *_table(results), "", *_machines(results), *(_section(result) for result in results)])
+
+
+def _table(results: Sequence[Result]) -> list[str]:
+    rows = [
+        f"| [{r.id}](#{r.id.lower()}) | {r.name} | {_figure(r.value, r.unit)} {_spread(r.spread['value'])} "
+        f"| {_figure(r.baseline, r.unit)} {_spread(r.spread['baseline'])} ({r.baseline_name}) | {r.ratio:.2f} "
+        f"| {r.goal} | {'yes' if r.met else 'no'} |"
+        for r in results
+    ]
+    return ["| # | Measure | Value | Baseline | Ratio | Goal | Met |", "|---|---|---|---|---|---|---|", *rows]
+
+
+def _machines(results: Sequence[Result]) -> list[str]:
+    """One line for each machine and commit."""
+    places: dict[str, list[str]] = {}
+    for result in results:
+        places.setdefault(f"{result.machine}; commit {result.commit}", []).append(result.id)
+    return [f"{', '.join(ids)}: {place}." for place, ids in places.items()]
+
+
+def _section(result: Result) -> str:
+    parts = [
+        f"\n## {result.id}",
+        f"\n{result.name[0].upper()}{result.name[1:]}. Goal: {result.goal}: {'met' if result.met else 'not met'}.",
+        f"\n![{result.id}: repeats and their baseline](plots/{result.id}.svg)",
+        f"\n{result.protocol}",
+    ]
+    if result.quick:
+        parts.append(
+            "\nA quick trial with small sizes: it shows that the measure works, its figures are not to be quoted."
+        )
+    if result.stages:
+        parts += ["\n| Stage, median | |", "|---|---|"]
+        parts += [f"| {stage.name} | {_figure(stage.value, stage.unit)} |" for stage in result.stages]
+    if result.details:
+        parts += ["\n| Further | |", "|---|---|"]
+        parts += [f"| {name.replace('_', ' ')} | {value:,.10g} |" for name, value in result.details.items()]
+    return "\n".join([*parts, ""])
+
+
+def _figure(value: float, unit: str) -> str:
+    return f"{value:,.0f} {unit}" if value >= 1_000 else f"{value:.3g} {unit}"
+
+
+def _spread(spread: tuple[float, float]) -> str:
+    least, most = (f"{v:,.0f}" if v >= 1_000 else f"{v:.3g}" for v in spread)
+    return f"[{least} to {most}]"

@@ -1,0 +1,85 @@
+import pytest
+
+from benchmarks.command import RESULTS, main
+from benchmarks.report import DOCUMENT, PLOTS, read_results, render
+from benchmarks.result import BenchmarkError, Machine, Result, Stage, commit, machine, percentile, summary
+
+PLACE = Machine(cpu="a CPU", cores=2, memory_gib=8.0, kernel="6.1", python="3.11.7", filesystem="ext4")
+
+
+def result(**changes):
+    return Result(
+        **{
+            "id": "P9",
+            "name": "things done",
+            "value": 50.0,
+            "unit": "things/s",
+            "baseline_name": "doing nothing",
+            "baseline": 100.0,
+            "ratio": 0.5,
+            "goal": ">= 60% of the baseline",
+            "met": False,
+            "spread": {"value": (40.0, 60.0), "baseline": (90.0, 1_500.0)},
+            "samples": {"value": [40.0, 50.0, 60.0], "baseline": [90.0, 100.0, 1_500.0]},
+            "details": {"p99_ms": 12.5},
+            "stages": [Stage(name="first half", value=3.0, unit="ms")],
+            "protocol": "How it is done.",
+            "seconds": 1.0,
+            "quick": False,
+            "machine": PLACE,
+            "commit": "abc",
+            **changes,
+        }
+    )
+
+
+def test_document_is_what_the_results_give():
+    if not list(RESULTS.glob("P*.json")):
+        pytest.skip("no results yet; `make bench` takes them")
+    results = read_results(RESULTS)
+    assert DOCUMENT.read_text() == render(results), "run `python -m benchmarks --report`"
+    assert all((PLOTS / f"{r.id}.svg").exists() for r in results)
+
+
+def test_table_tells_value_baseline_ratio_and_a_missed_goal():
+    row = next(line for line in render([result()]).splitlines() if line.startswith("| [P9]"))
+    assert "50 things/s [40 to 60]" in row
+    assert "100 things/s [90 to 1,500] (doing nothing)" in row
+    assert "| 0.50 | >= 60% of the baseline | no |" in row
+
+
+def test_document_names_the_machine_and_the_commit_of_each_measure():
+    text = render([result(id="P1"), result(id="P2"), result(id="P3", commit="def")])
+    assert f"P1, P2: {PLACE}; commit abc." in text
+    assert f"P3: {PLACE}; commit def." in text
+
+
+def test_quick_figures_are_marked():
+    assert "not to be quoted" in render([result(quick=True)])
+    assert "not to be quoted" not in render([result()])
+
+
+def test_results_survive_their_files(tmp_path):
+    (tmp_path / "P9.json").write_text(result().model_dump_json())
+    assert read_results(tmp_path) == [result()]
+
+
+def test_no_results_and_broken_results_are_told(tmp_path, capsys):
+    with pytest.raises(BenchmarkError, match="make bench"):
+        read_results(tmp_path)
+    (tmp_path / "P9.json").write_text('{"id": "P9"}')
+    assert main(["--report", "--out", str(tmp_path)]) == 2
+    assert "P9.json" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_value_is_the_median_and_spread_its_range():
+    assert summary([3.0, 1.0, 10.0]) == (3.0, (1.0, 10.0))
+    assert percentile([0.0, 10.0], 50) == 5.0
+    with pytest.raises(BenchmarkError, match="nothing was measured"):
+        summary([])
+
+
+def test_machine_and_commit_are_those_of_this_checkout(tmp_path):
+    assert machine(tmp_path).filesystem != "unknown"
+    assert machine(tmp_path).cores >= 1
+    assert commit()
