@@ -6,7 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
-import time
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +17,15 @@ from confluent_kafka import Producer
 from typer.main import get_command
 
 from serving.cli import app
-from serving.client import PinRecClient
 from serving.config import AppSettings
-from streaming.config import KafkaSettings
 from streaming.dead_letters import read_dead_letters
 from streaming.schema import Recommendation
+from tests.eventually import eventually
+from tests.running_application import RunningApplication
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 PACKAGES = ("pinrec", "streaming", "serving")
-READY_S = 120.0
 
 CLI = get_command(app)
 
@@ -64,39 +63,56 @@ LINES = [
 # What needs an application
 
 
+def needs_application(test: Any) -> Any:
+    return pytest.mark.broker(pytest.mark.serve(pytest.mark.timeout(300)(test)))
+
+
 @pytest.fixture(scope="module")
-def live(application: Any) -> Any:
-    """The application, with a model."""
-    deadline = time.monotonic() + READY_S
-    with PinRecClient(application.url) as client:
-        while not client.status().ready:
-            assert time.monotonic() < deadline, client.status()
-            time.sleep(0.2)
-    return application
+def live(broker: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApplication]:
+    """An application that answers, on topics of its own."""
+    application = RunningApplication(tmp_path_factory.mktemp("an application of the docs"), broker)
+    try:
+        application.start()
+        yield application
+    finally:
+        application.stop()
 
 
-def _for(live: Any, text: str) -> str:
-    """The snippet with this application's addresses and token in place of the usual ones."""
+def _for(live: RunningApplication, text: str) -> str:
+    """The snippet with this application's addresses, topics and token in place of the usual ones."""
+    kafka = live.settings.kafka
     return (
-        text.replace("http://127.0.0.1:8000", live.url)
-        .replace("127.0.0.1:9092", live.bootstrap)
-        .replace("$(cat .pinrec/admin-token)", live.token)
+        text.replace('KafkaSettings(bootstrap="127.0.0.1:9092")', f"KafkaSettings(**{kafka.model_dump()!r})")
+        .replace("http://127.0.0.1:8000", live.file.url)
+        .replace("127.0.0.1:9092", str(kafka.bootstrap))
+        .replace('"pinrec.events"', f'"{kafka.events}"')
+        .replace("$(cat .pinrec/admin-token)", str(live.stack.token))
     )
 
 
-@pytest.mark.broker
-@pytest.mark.serve
+def _run(live: RunningApplication, block: Block) -> str:
+    """What the snippet prints, run in a process of its own as a reader would."""
+    text = _for(live, block.text)
+    if "get_app_handle" in text:  # it is for code inside the cluster
+        address = json.loads((live.settings.state.root / "cluster.json").read_text())["address"]
+        text = f"import ray\nray.init({address!r}, namespace='serve', log_to_driver=False)\n{text}"
+    done = subprocess.run(
+        [sys.executable, "-"], input=text, capture_output=True, text=True, timeout=90, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@needs_application
 @pytest.mark.parametrize("block", README_PYTHON, ids=str)
-def test_python_runs(block: Block, live: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(_for(live, block.text), str(block), "exec"), {"__name__": "snippet"})
-    if "print(" in block.text:
-        assert capsys.readouterr().out.strip()
+def test_python_runs(block: Block, live: RunningApplication) -> None:
+    printed = _run(live, block)
+    assert printed.strip() or "print(" not in block.text
 
 
-@pytest.mark.broker
-@pytest.mark.serve
+@needs_application
 @pytest.mark.parametrize("block", CURLS, ids=str)
-def test_curl_is_answered(block: Block, live: Any) -> None:
+def test_curl_is_answered(block: Block, live: RunningApplication) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     command = _for(live, block.text).replace("curl -sS ", "curl -sS --fail-with-body ", 1)
@@ -105,20 +121,15 @@ def test_curl_is_answered(block: Block, live: Any) -> None:
     assert json.loads(done.stdout)
 
 
-@pytest.mark.broker
-@pytest.mark.serve
-def test_dead_letters_are_read_as_the_page_says(live: Any, capsys: pytest.CaptureFixture[str]) -> None:
+@needs_application
+def test_dead_letters_are_read_as_the_page_says(live: RunningApplication) -> None:
     (block,) = (block for block in BLOCKS if block.page == "failures.md" and block.language == "python")
-    kafka = KafkaSettings(bootstrap=live.bootstrap)
-    producer = Producer({"bootstrap.servers": live.bootstrap})
+    kafka = live.settings.kafka
+    producer = Producer({"bootstrap.servers": kafka.bootstrap})
     producer.produce(kafka.events, key="ada", value=b'{"user_id": "ada", "item": "misspelt"}')
     assert producer.flush(10) == 0
-    deadline = time.monotonic() + 30
-    while not read_dead_letters(kafka):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    exec(compile(_for(live, block.text), str(block), "exec"), {"__name__": "snippet"})
-    assert "misspelt" in capsys.readouterr().out
+    eventually(lambda: read_dead_letters(kafka))
+    assert "misspelt" in _run(live, block)
 
 
 # What needs none
