@@ -306,11 +306,12 @@ def titles_by_version(app):
 
 def test_versions_are_swapped_under_load_without_a_failed_request_or_a_mixed_answer(app):
     users = [f"past-{i}" for i in range(8)] + ["never seen"]
-    asked = iter(range(10**9))
+    turns = iter(range(10**9))
 
     def call(number):
-        app.publish(f"past-{number}", f"item-{next(asked) % ITEMS}")
-        return app.client.recommend(users[next(asked) % len(users)], k=10)
+        turn = next(turns)
+        app.publish(f"past-{number}", f"item-{turn % ITEMS}")
+        return app.client.recommend(users[turn % len(users)], k=10)
 
     started_with = app.client.models().current
     with Callers(call).calling() as callers:
@@ -340,14 +341,20 @@ def test_a_corrupt_version_is_refused_by_name_and_the_old_one_goes_on(app):
     content[len(content) // 2] ^= 0xFF
     weights.write_bytes(content)
     before = app.client.models().current
-    app.client.activate(version)
-    status = eventually(lambda: (s := app.client.status()).recommenders[0]["refused"] and s, 30)
+
+    def refused():
+        if app.client.models().current != version:  # the trainer has published since
+            app.client.activate(version)
+        status = app.client.status()
+        return version in status.recommenders[0]["refused"] and status
+
+    status = eventually(refused, every_s=0.5, otherwise=app.client.status)
     assert status.recommenders[0]["refused"][version].startswith("hash: model.safetensors")
     assert any(f"{version} refused" in trouble for trouble in status.degraded)
     assert status.ready
     assert app.client.recommend("past-1").model_version != version
     app.client.activate(before)
-    eventually(lambda: not app.client.status().degraded)
+    eventually(lambda: not app.client.status().degraded, otherwise=app.client.status)
 
 
 def test_replicas_are_added_while_requests_are_answered_and_nothing_is_lost(app):
@@ -356,8 +363,9 @@ def test_replicas_are_added_while_requests_are_answered_and_nothing_is_lost(app)
     turns = iter(range(10**9))
 
     def publish(_):
-        user = users[next(turns) % len(users)]
-        event = app.event(user, f"item-{next(turns) % ITEMS}")
+        turn = next(turns)
+        user = users[turn % len(users)]
+        event = app.event(user, f"item-{turn % ITEMS}")
         app.client.publish([event])
         published[user].append(event.event_id)
 
@@ -387,7 +395,11 @@ def test_replicas_are_added_while_requests_are_answered_and_nothing_is_lost(app)
         histories = {user: app.history(user) for user in users}
         return all(found and found.total == len(published[user]) for user, found in histories.items()) and histories
 
-    histories = eventually(complete, 60)
+    def counts():
+        found = {user: app.history(user) for user in users}
+        return {u: (len(published[u]), f and f.total) for u, f in found.items()}, app.client.status()
+
+    histories = eventually(complete, 60, otherwise=counts)
     for user, found in histories.items():
         expected = published[user][-len(found.events) :]
         assert [event.event_id for event in found.events] == expected, user
