@@ -10,6 +10,7 @@ from benchmarks.application import Application
 from benchmarks.children import in_child
 from benchmarks.echo import echo
 from benchmarks.event_load import Load, Taken, run
+from benchmarks.processes import CpuByPart
 from benchmarks.result import Result, Stage, commit, machine, percentile, rounded, summary
 from serving.config import AppSettings
 from serving.stack import Progress
@@ -57,11 +58,13 @@ def measure(application: Application, quick: bool, progress: Progress, rate: flo
     create_topics(aside)
     ours: list[Taken] = []
     echoes: list[Taken] = []
+    cpu = CpuByPart()
     for i in range(scale.repeats):
         progress("P1 repeats", i, scale.repeats)
         with echo(aside):
             echoes.append(in_child(run, _load(application, aside, rate, scale, i, echoed=True)))
-        ours.append(in_child(run, _load(application, kafka, rate, scale, i, echoed=False)))
+        with cpu:
+            ours.append(in_child(run, _load(application, kafka, rate, scale, i, echoed=False)))
     progress("P1 repeats", 1, 1)
     progress("P1 stages", 0, 0)
     settings = application.settings
@@ -71,7 +74,8 @@ def measure(application: Application, quick: bool, progress: Progress, rate: flo
     staged = in_child(run, dataclasses.replace(probed, store=store)).stages
     alone = in_child(generation_alone, settings, list(application.user_ids), scale.generations)
     progress("P1 stages", 1, 1)
-    return _result(application, ours, echoes, staged, alone, rate, scale, quick, time.monotonic() - began)
+    costs = cpu.details("event", round(rate * (scale.warm_up_s + scale.seconds)) * scale.repeats)
+    return _result(application, ours, echoes, staged, alone, costs, rate, scale, quick, time.monotonic() - began)
 
 
 def generation_alone(settings: AppSettings, user_ids: Sequence[str], repeats: int) -> float:
@@ -117,6 +121,7 @@ def _result(
     echoes: Sequence[Taken],
     staged: dict[str, list[float]],
     alone: float,
+    costs: dict[str, float],
     rate: float,
     scale: Scale,
     quick: bool,
@@ -139,6 +144,7 @@ def _result(
         "p99_above_baseline_ms": rounded(p99 - echo_p99),
         "generation_alone_ms": rounded(alone),
         "load_process_cpu_share": rounded(max(taken.cpu_share for taken in (*ours, *echoes))),
+        **costs,
     }
     town = application.town
     return Result(

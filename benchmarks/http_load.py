@@ -44,6 +44,8 @@ class Answered:
     cpu_share: float
     """CPU time of the load process over wall time; near 1 it would measure itself."""
     last_body: bytes
+    requests: int
+    """All that were answered, the warm-up's too."""
     latencies: list[float] = field(default_factory=list)
     """Milliseconds from the first byte sent to the last received."""
 
@@ -70,7 +72,7 @@ def run(load: HttpLoad) -> Answered:
     requests = [_request(load, body) for body in load.bodies]
     selector = selectors.DefaultSelector()
     latencies: list[float] = []
-    body = b""
+    body, answers = b"", 0
     try:
         for _ in range(load.connections):
             connected = socket.create_connection((load.host, load.port), timeout=_SILENT_S)
@@ -93,6 +95,7 @@ def run(load: HttpLoad) -> Answered:
                 if answer is None:
                     continue
                 now, body = time.perf_counter(), answer
+                answers += 1
                 if counted_from <= now < until:
                     latencies.append((now - connection.sent_at) * 1e3)
                 _send(connection, rng.choice(requests))
@@ -101,7 +104,7 @@ def run(load: HttpLoad) -> Answered:
         for key in list(selector.get_map().values()):
             key.data.socket.close()
         selector.close()
-    return Answered(load.seconds, share, body, latencies)
+    return Answered(load.seconds, share, body, answers, latencies)
 
 
 def _request(load: HttpLoad, body: bytes) -> bytes:

@@ -1,5 +1,6 @@
 """One picture a measure, drawn without a display, the same bytes from the same figures."""
 
+import textwrap
 from pathlib import Path
 from typing import Final
 
@@ -34,7 +35,7 @@ def _repeats(axes: Axes, result: Result) -> None:
     for row, (_, samples, median, colour) in enumerate(rows):
         axes.barh(row, median, height=0.5, color=colour, alpha=0.35)
         axes.plot(samples, [row] * len(samples), "o", color=colour, markersize=4)
-    axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
+    axes.set_yticks(range(len(rows)), [textwrap.fill(name, 26) for name, *_ in rows])
     axes.set_xlim(left=0)
     axes.set_xlabel(f"{result.unit}; bar: median, dots: repeats")
 

@@ -8,6 +8,7 @@ from typing import Final
 from benchmarks.application import Application
 from benchmarks.children import in_child
 from benchmarks.http_load import Answered, HttpLoad, run
+from benchmarks.processes import CpuByPart
 from benchmarks.result import BenchmarkError, Result, commit, machine, percentile, rounded, summary
 from serving.stack import Progress
 
@@ -44,11 +45,13 @@ def measure(application: Application, quick: bool, progress: Progress) -> Result
     progress("P4 no-op application", 1, 1)
     ours: list[Answered] = []
     noop: list[Answered] = []
+    cpu = CpuByPart()
     try:
         for i in range(repeats):
             progress("P4 repeats", i, repeats)
             noop.append(in_child(run, _load(application, f"/{_NOOP}{_PATH}", bodies, seconds, i)))
-            ours.append(in_child(run, _load(application, _PATH, bodies, seconds, i)))
+            with cpu:
+                ours.append(in_child(run, _load(application, _PATH, bodies, seconds, i)))
     finally:
         serve.delete(_NOOP)
     progress("P4 repeats", 1, 1)
@@ -74,6 +77,7 @@ def measure(application: Application, quick: bool, progress: Progress) -> Result
             "baseline_p99_ms": _over_rounds(noop, 99),
             "load_process_cpu_share": rounded(max(a.cpu_share for a in (*ours, *noop))),
             "answer_bytes": len(sample),
+            **cpu.details("query", sum(answered.requests for answered in ours)),
         },
         protocol=(
             f"Closed loop: {CONNECTIONS} kept connections, each with one request at a time: POST {_PATH} with "

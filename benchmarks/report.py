@@ -62,12 +62,18 @@ def render(results: Sequence[Result]) -> str:
 
 def _table(results: Sequence[Result]) -> list[str]:
     rows = [
-        f"| [{r.id}](#{r.id.lower()}) | {r.name} | {_figure(r.value, r.unit)} {_spread(r.spread['value'])} "
-        f"| {_figure(r.baseline, r.unit)} {_spread(r.spread['baseline'])} ({r.baseline_name}) | {r.ratio:.2f} "
+        f"| [{r.id}](#{r.id.lower()}) | {r.name} | {_figure(r.value, r.unit)} {_spread(r.spread['value'])}{_p99(r)} "
+        f"| {_figure(r.baseline, r.unit)} {_spread(r.spread['baseline'])}{_p99(r, 'baseline_')} ({r.baseline_name}) "
+        f"| {r.ratio:.2f} "
         f"| {r.goal} | {'yes' if r.met else 'no'} |"
         for r in results
     ]
     return ["| # | Measure | Value | Baseline | Ratio | Goal | Met |", "|---|---|---|---|---|---|---|", *rows]
+
+
+def _p99(result: Result, whose: str = "") -> str:
+    p99 = result.details.get(f"{whose}p99_ms")
+    return "" if p99 is None else f", p99 {_figure(p99, 'ms')}"
 
 
 def _machines(results: Sequence[Result]) -> list[str]:

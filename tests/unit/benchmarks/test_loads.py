@@ -1,12 +1,16 @@
-import contextlib
 import json
+import subprocess
+import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import psutil
 import pytest
 
 from benchmarks.event_load import Ledger
 from benchmarks.http_load import HttpLoad, run
+from benchmarks.processes import CpuByPart, part_of
 from benchmarks.result import BenchmarkError
 
 
@@ -37,6 +41,30 @@ class TestLedger:
         assert ledger.latency == {"a1": 1.0}
 
 
+def test_cpu_time_goes_to_the_part_a_process_plays():
+    assert part_of("ray::ServeReplica:pinrec:Ingestor") == "ingestor"
+    assert part_of("ray::ServeReplica:pinrec:Recommender.handle_request") == "recommender"
+    assert part_of("/opt/java -Xmx512m -cp jars/* kafka.Kafka server.properties") == "broker"
+    assert part_of("/usr/bin/raylet --node-ip-address=127.0.0.1") == "rest_of_ray"
+
+
+def test_cpu_time_of_children_is_counted_while_it_is_entered():
+    cpu = CpuByPart()
+    child = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        with cpu:
+            deadline = time.monotonic() + 30
+            process = psutil.Process(child.pid)
+            before = process.cpu_times().user
+            while process.cpu_times().user < before + 0.3 and time.monotonic() < deadline:
+                time.sleep(0.01)
+    finally:
+        child.kill()
+        child.wait()
+    assert cpu.seconds["rest_of_ray"] >= 0.29
+    assert cpu.details("event", 2)["cpu_ms_per_event_rest_of_ray"] >= 145
+
+
 @pytest.fixture
 def server():
     """Answers what it is asked for: the size of the body, and the status."""
@@ -54,13 +82,16 @@ def server():
             else:
                 self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            with contextlib.suppress(OSError):  # the measure is over, its connections are gone
-                self.wfile.write(body)
+            self.wfile.write(body)
 
         def log_message(self, *_):
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *_):
+            """When the measure is over its connections are gone."""
+
+    with Server(("127.0.0.1", 0), Handler) as running:
         running.daemon_threads = True
         thread = threading.Thread(target=running.serve_forever)
         thread.start()

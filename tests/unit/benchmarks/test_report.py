@@ -43,7 +43,7 @@ def test_document_is_what_the_results_give():
 
 def test_table_tells_value_baseline_ratio_and_a_missed_goal():
     row = next(line for line in render([result()]).splitlines() if line.startswith("| [P9]"))
-    assert "50 things/s [40 to 60]" in row
+    assert "50 things/s [40 to 60], p99 12.5 ms |" in row
     assert "100 things/s [90 to 1,500] (doing nothing)" in row
     assert "| 0.50 | >= 60% of the baseline | no |" in row
 
