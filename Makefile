@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EVENTS ?=
+COLUMNS ?=
 RATE ?= 50
 
 .PHONY: help demo test check lint types format bench lock clean
@@ -12,8 +13,8 @@ RATE ?= 50
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1: /p' Makefile
 
-demo: $(STAMP) ## The whole loop on this machine; EVENTS=path replays a log, FRESH=1 starts anew
-	@$(BIN)/pinrec demo --rate $(RATE) $(if $(EVENTS),--events "$(EVENTS)") $(if $(FRESH),--fresh)
+demo: $(STAMP) ## The whole loop on this machine; EVENTS=path replays a log (COLUMNS='theirs=ours ...'), FRESH=1 starts anew
+	@$(BIN)/pinrec demo --rate $(RATE) $(if $(EVENTS),--events "$(EVENTS)") $(COLUMNS:%=--columns %) $(if $(FRESH),--fresh)
 
 test: $(STAMP) ## The whole suite, real broker and real application included
 	@$(BIN)/python -m pytest

@@ -69,14 +69,18 @@ def demo(
     from serving.demo_sources import LogSource, Source, TownSource, log_folder
     from serving.demo_view import Lines, View
     from serving.stack import Stack
+    from serving.tokens import token_file
 
     file = DeployFile.read(deploy)
+    token = token_file(file.settings).resolve()  # one for all demos, where the other commands look for it
     root = file.settings.state.root.resolve() / ("demo-town" if events is None else log_folder(events))
     if fresh:
         shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True, exist_ok=True)
     source: Source = TownSource(rate, root) if events is None else LogSource(events, _mapping(columns), rate)
-    file.override(state={"root": str(root)}, trainer={"interval_s": interval})
+    file.override(
+        state={"root": str(root)}, trainer={"interval_s": interval}, serving={"admin_token_file": str(token)}
+    )
     steps = Steps()
     with stoppable(), Stack(file, steps) as stack:
         running = Demo(stack, source, steps)
@@ -238,7 +242,7 @@ def recommend(
 ) -> None:
     """A list for a user, as a table.
 
-    Example: pinrec recommend u0001 -k 5 --outcome save=0.7 --outcome click=0.3
+    Example: pinrec recommend ada-0000 -k 5 --outcome save=0.7 --outcome click=0.3
     """
     from serving.client import PinRecClient
 

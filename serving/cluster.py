@@ -109,6 +109,8 @@ class LocalCluster:
         # Before ray is imported: it reads them at import.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # Without this Ray takes a loopback address for a mistake, and listens on the machine's outward one.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         import ray
 
         ray.init(
@@ -122,19 +124,22 @@ class LocalCluster:
         stop_on_sigterm()  # ray.init has put its own handler there, which ends the process at once
         self._started = True
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._file.write_text(json.dumps({"address": ray.get_runtime_context().gcs_address, "pid": os.getpid()}))
+        self._file.write_text(json.dumps({"address": ray.get_runtime_context().gcs_address}))
 
     def attach(self) -> bool:
         """Connect to the cluster that another process started for this state folder; False if none runs."""
         try:
-            noted = json.loads(self._file.read_text())
-            os.kill(noted["pid"], 0)
+            address: str = json.loads(self._file.read_text())["address"]
+            host, port = address.rsplit(":", 1)
+            # Ray itself would try for minutes.
+            socket.create_connection((host, int(port)), timeout=2).close()
         except (OSError, ValueError, KeyError):
             return False
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         import ray
 
         try:
-            ray.init(address=noted["address"], namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(address=address, namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError):
             return False
         return True

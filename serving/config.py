@@ -1,6 +1,8 @@
 """The one settings model: the `args:` of a deploy file, validated by Ray Serve when it is deployed."""
 
-from pydantic import Field, SecretStr
+from pathlib import Path
+
+from pydantic import Field
 
 from pinrec.config import Frozen, GenerationConfig, ModelConfig, TrainingConfig, Vocabulary
 from streaming.config import IngestSettings, KafkaSettings, StateSettings, TrainerSettings
@@ -16,8 +18,8 @@ class ServingSettings(Frozen):
     degraded_after_s: float = Field(10.0, gt=0, description="staleness above which answers are marked degraded")
     poll_models_s: float = Field(1.0, gt=0, description="how often a replica looks at the registry's pointer")
     threads: int = Field(1, ge=1, description="torch threads of a replica")
-    admin_token: SecretStr | None = Field(
-        None, description="for deletions and model changes; none = read from <state.root>/admin-token"
+    admin_token_file: Path | None = Field(
+        None, description="holds the token for deletions and model changes; none = <state.root>/admin-token"
     )
 
 

@@ -85,7 +85,7 @@ class IngestorDeployment:
         status = self._ingestor.status()
         troubles = [trouble for trouble in (self._crashed, status.halted) if trouble]
         if not status.connected:
-            troubles.append("Kafka does not answer")
+            troubles.append(f"not ingesting: {status.last_error or 'joining the consumer group'}")
         return {
             "replica": self._rank,
             "pid": os.getpid(),

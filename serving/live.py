@@ -53,7 +53,7 @@ class LiveBundle:
         self._stop.set()
 
     def refresh(self) -> bool:
-        """Take the version the registry points to, if it is another one. True if it is live now."""
+        """Take the version the registry points to, if it is another one. True if another one is live now."""
         try:
             wanted = self._pinned or self._registry.current()
             self.registry_error = None
@@ -62,6 +62,9 @@ class LiveBundle:
             if wanted is None or wanted in (self._failed, self.version):
                 return False
             bundle = self._checked(wanted)
+            if bundle is None:
+                self._failed = wanted
+                bundle = self._older(wanted)
         except (RegistryError, OSError) as error:  # of the place, not of the bundle: it may be back at the next look
             self.registry_error = str(error)
             return False
@@ -95,10 +98,18 @@ class LiveBundle:
             raise
         except Exception as error:  # a bundle that cannot answer, for whatever reason, must not serve
             reason = str(error) if isinstance(error, BundleError) else f"{type(error).__name__}: {error}"
-            self.refused[version], self._failed = reason, version
+            self.refused[version] = reason
             log.error("model %s refused, %s goes on serving: %s", version, self.version, reason)
             return None
         return bundle
+
+    def _older(self, version: str) -> Bundle | None:
+        """What a replica goes on with that starts while the current version is broken."""
+        if self.bundle is not None or self._pinned:
+            return None
+        names = [info.version for info in self._registry.versions()]
+        older = (self._checked(name) for name in reversed(names) if name < version)
+        return next((bundle for bundle in older if bundle is not None), None)
 
     def _watch(self, poll_s: float) -> None:
         while not self._stop.is_set():

@@ -48,7 +48,6 @@ class Recommender:
         self._answerer = Answerer(self._store, settings.generation, settings.serving)
         self._registry = Registry(settings.state.registry)
         self._live = LiveBundle(self._registry, settings.vocabulary, settings.pinned_version, self._warm)
-        self._live.start(settings.serving.poll_models_s)
         self._generator = ThreadPoolExecutor(1, "generate")
         self._sender = ThreadPoolExecutor(1, "publish")
         self._publisher: EventPublisher | None = None
@@ -62,6 +61,9 @@ class Recommender:
         self._running: asyncio.Task[None] | None = None
         self._recent: list[RecommendationRequest] = []
         self._answered = self._generated = self._batches = 0
+        # Before requests are routed here: a replica that joins others must not say that there is no model.
+        self._live.refresh()
+        self._live.start(settings.serving.poll_models_s)
 
     async def recommend(self, request: RecommendationRequest) -> Recommendation | Problem:
         """A list; a refusal is returned, not raised, so that it crosses the handle as it is."""

@@ -88,10 +88,12 @@ class Stack:
     def stop(self) -> None:
         """Stop the application, Ray and the broker: what this object started, and nothing else."""
         self._progress("stopping", 0, 0)
-        self._cluster.stop()
-        if self._broker is not None:
-            self._broker.stop()
-            self._broker = None
+        try:
+            self._cluster.stop()
+        finally:
+            if self._broker is not None:
+                self._broker.stop()
+                self._broker = None
         self._progress("stopping", 1, 1)
 
     def __enter__(self) -> Self:
