@@ -315,6 +315,7 @@ def test_versions_are_swapped_under_load_without_a_failed_request_or_a_mixed_ans
 
     started_with = app.client.models().current
     with Callers(call).calling() as callers:
+        eventually(lambda: callers.failures or callers.answers)
         live = {started_with}
         while len(live) < 5 and not callers.failures:
             version = app.registry.publish(app.edition(f"edition {len(live)}"))

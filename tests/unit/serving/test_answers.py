@@ -45,13 +45,13 @@ def items(answer):
 
 
 def test_each_user_of_a_batch_gets_the_list_they_get_alone(bundle, answerer):
-    together, for_events = answerer.answer(bundle, [ask(user) for user in USERS], USERS[::-1])
+    together, for_events = answerer.answer(bundle, [ask(user) for user in USERS], USERS[3:])
     for user, answer in zip(USERS, together, strict=True):
         assert answer.user_id == user
         assert answer.sequence.last_event_id == f"e{2 * USERS.index(user):05d}"
         ((alone,), _) = answerer.answer(bundle, [ask(user)], [])
         assert items(alone) == items(answer), user
-    assert [answer.user_id for answer in for_events] == USERS[::-1]
+    assert [answer.user_id for answer in for_events] == USERS[3:]
     assert len({tuple(items(answer)) for answer in together}) > len(USERS) // 2, "different histories, different lists"
 
 

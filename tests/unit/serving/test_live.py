@@ -90,6 +90,29 @@ def test_a_refused_version_is_tried_again_only_after_the_pointer_has_moved(regis
     assert (live.version, live.refused, live.trouble) == (version, {}, None)
 
 
+def test_a_replica_that_starts_while_the_current_version_is_broken_takes_the_newest_that_is_not(registry, bundle):
+    for _ in range(2):
+        registry.publish(bundle)
+    for _ in range(2):
+        corrupt(registry, registry.publish(bundle))
+    live = live_bundle(registry)
+    assert live.refresh()
+    assert live.version == "v000002"
+    assert live.trouble.startswith("v000004 refused: hash")
+    assert not live.refresh(), "the broken one is not tried again"
+    registry.publish(bundle)
+    assert live.refresh()
+    assert (live.version, live.trouble) == ("v000005", None)
+
+
+def test_no_other_version_takes_the_place_of_a_pinned_one(registry, bundle):
+    registry.publish(bundle)
+    corrupt(registry, registry.publish(bundle))
+    live = live_bundle(registry, pinned="v000002")
+    assert not live.refresh()
+    assert live.version is None
+
+
 def test_a_version_that_cannot_answer_is_refused(registry, bundle):
     def warm(loaded):
         if loaded.version == "v000002":
