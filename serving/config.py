@@ -1,8 +1,9 @@
 """The one settings model: the `args:` of a deploy file, validated by Ray Serve when it is deployed."""
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pinrec.config import Frozen, GenerationConfig, ModelConfig, TrainingConfig, Vocabulary
 from streaming.config import IngestSettings, KafkaSettings, StateSettings, TrainerSettings
@@ -36,3 +37,12 @@ class AppSettings(Frozen):
     trainer: TrainerSettings = TrainerSettings()
     serving: ServingSettings = ServingSettings()
     pinned_version: str | None = Field(None, description="serve this version whatever the trainer publishes")
+
+    @model_validator(mode="after")
+    def _lists_can_be_made(self) -> Self:
+        if self.serving.event_k > self.generation.max_k:
+            raise ValueError(
+                f"serving.event_k: {self.serving.event_k} is more than generation.max_k, {self.generation.max_k}; "
+                "lower the one or raise the other"
+            )
+        return self

@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from serving.cluster import DeployError, DeployFile
+
+LOCAL = Path("deploy/local.yaml")
+
+
+def changed(tmp_path, **args):
+    config = yaml.safe_load(LOCAL.read_text())
+    config["applications"][0]["args"] |= args
+    path = tmp_path / "deploy.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def test_the_deploy_file_of_one_machine_listens_on_loopback_only():
+    assert DeployFile.read(LOCAL).http == ("127.0.0.1", 8000)
+
+
+@pytest.mark.parametrize(
+    ("args", "setting"),
+    [
+        ({"serving": {"max_batch": 0}}, "args.serving.max_batch"),
+        ({"serving": {"event_k": 501}}, "serving.event_k: 501 is more than generation.max_k, 500"),
+        ({"trainer": {"interval": 60}}, "args.trainer.interval"),
+        ({"kafka": {"events": "no spaces"}}, "args.kafka.events"),
+        ({"model": {"heads": 3}}, "width: must be a multiple"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named_with_its_file(tmp_path, args, setting):
+    path = changed(tmp_path, **args)
+    with pytest.raises(DeployError) as refused:
+        DeployFile.read(path)
+    assert str(path) in str(refused.value)
+    assert setting in str(refused.value)
+
+
+def test_overrides_are_checked_as_the_file_is(tmp_path):
+    file = DeployFile.read(changed(tmp_path))
+    file.override(kafka={"bootstrap": "127.0.0.1:1"}, trainer={"min_events": 7})
+    assert (file.settings.kafka.bootstrap, file.settings.trainer.min_events) == ("127.0.0.1:1", 7)
+    assert file.settings.trainer.interval_s == 60, "what the file says otherwise stands"
+    with pytest.raises(DeployError, match=r"trainer\.min_events"):
+        file.override(trainer={"min_events": 0})
