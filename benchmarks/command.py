@@ -8,8 +8,8 @@ python -m benchmarks --report             # docs/performance.md again, from the 
 import argparse
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -49,8 +49,8 @@ def _run(options: argparse.Namespace, out: Path) -> bool:
     out.mkdir(parents=True, exist_ok=True)
     wanted = [i for i in IDS if i in (options.only or IDS)]
     well = True
-    with stoppable(), _work_folder() as work:
-        for result in _measures(wanted, work, options.quick, options.rate):
+    with stoppable(), _work_folder() as work, closing(_measures(wanted, work, options.quick, options.rate)) as results:
+        for result in results:
             if isinstance(result, Exception):
                 errors.print(f"failed: {type(result).__name__}: {result}", highlight=False, soft_wrap=True)
                 well = False
@@ -61,7 +61,7 @@ def _run(options: argparse.Namespace, out: Path) -> bool:
     return well
 
 
-def _measures(ids: list[str], work: Path, quick: bool, rate: float) -> Iterator[Result | Exception]:
+def _measures(ids: list[str], work: Path, quick: bool, rate: float) -> Generator[Result | Exception, None, None]:
     """Each measure's result, or why there is none; one that fails leaves the others their turn."""
     progress = Steps()
     with ExitStack() as stack:
@@ -91,12 +91,16 @@ def _attempt(work: Callable[[], T]) -> T | Exception:
 
 
 def _line(result: Result) -> str:
-    p99 = result.details.get("p99_ms")
     return (
-        f"{result.id} {result.name}: {result.value:g} {result.unit}"
-        f"{'' if p99 is None else f' (p99 {p99:g} ms)'}; {result.baseline_name}: {result.baseline:g}; "
-        f"ratio {result.ratio:g}; goal {result.goal}: {'met' if result.met else 'not met'}; {result.seconds:.0f} s"
+        f"{result.id} {result.name}: {result.value:g} {result.unit}{_p99(result)}; "
+        f"{result.baseline_name}: {result.baseline:g} {result.unit}{_p99(result, 'baseline_')}; ratio {result.ratio:g}; "
+        f"goal {result.goal}: {'met' if result.met else 'not met'}; {result.seconds:.0f} s"
     )
+
+
+def _p99(result: Result, whose: str = "") -> str:
+    p99 = result.details.get(f"{whose}p99_ms")
+    return "" if p99 is None else f" (p99 {p99:g} ms)"
 
 
 @contextmanager

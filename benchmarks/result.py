@@ -113,10 +113,12 @@ def machine(folder: Path) -> Machine:
 
 
 def commit() -> str:
-    """The commit that is checked out, with `+` where the tree differs from it; `unknown` without git."""
+    """The commit that is checked out, with `+` where its code was changed since; `unknown` without git."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
-        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+        # What a run itself writes makes no other code of it.
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!docs")
+        return head + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -1,5 +1,6 @@
 import pytest
 
+from benchmarks import ingest
 from benchmarks.command import RESULTS, main
 from benchmarks.report import DOCUMENT, PLOTS, read_results, render
 from benchmarks.result import BenchmarkError, Machine, Result, Stage, commit, machine, percentile, summary
@@ -70,6 +71,16 @@ def test_no_results_and_broken_results_are_told(tmp_path, capsys):
     (tmp_path / "P9.json").write_text('{"id": "P9"}')
     assert main(["--report", "--out", str(tmp_path)]) == 2
     assert "P9.json" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_a_measure_that_fails_is_told_and_the_exit_code_says_it(tmp_path, capsys, monkeypatch):
+    def fail(*_):
+        raise BenchmarkError("41 of 42 events were read")
+
+    monkeypatch.setattr(ingest, "measure", fail)
+    assert main(["--only", "P5", "--quick", "--out", str(tmp_path)]) == 1
+    assert "41 of 42 events were read" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_value_is_the_median_and_spread_its_range():
