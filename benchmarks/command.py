@@ -93,8 +93,8 @@ def _attempt(work: Callable[[], T]) -> T | Exception:
 def _line(result: Result) -> str:
     return (
         f"{result.id} {result.name}: {result.value:g} {result.unit}{_p99(result)}; "
-        f"{result.baseline_name}: {result.baseline:g} {result.unit}{_p99(result, 'baseline_')}; ratio {result.ratio:g}; "
-        f"goal {result.goal}: {'met' if result.met else 'not met'}; {result.seconds:.0f} s"
+        f"{result.baseline_name}: {result.baseline:g} {result.unit}{_p99(result, 'baseline_')}; "
+        f"ratio {result.ratio:g}; goal {result.goal}: {'met' if result.met else 'not met'}; {result.seconds:.0f} s"
     )
 
 
