@@ -337,20 +337,23 @@ def test_training_goes_on_while_kafka_is_down(state, log, registry, kafka_settin
 
 @pytest.mark.parametrize("fault", ["no pointer", "other sizes", "no learner"])
 def test_a_version_that_cannot_be_gone_on_from_is_left_and_training_begins_anew(
-    state, log, registry, kafka_settings, fault
+    state, log, registry, kafka_settings, fault, tmp_path
 ):
+    model = MODEL.model_copy(update={"layers": 2}) if fault == "other sizes" else MODEL
     log.add(100)
     trainer(state, kafka_settings).round()
     if fault == "no pointer":
         (state.registry / "current.json").write_text("{")
     if fault == "no learner":
         registry.publish(registry.load("v000001"))
-    training = trainer(
-        state, kafka_settings, MODEL.model_copy(update={"layers": 2}) if fault == "other sizes" else MODEL
-    )
+    training = trainer(state, kafka_settings, model)
     assert training.status().version is None
     if fault == "no pointer":
         (state.registry / "current.json").write_text(json.dumps({"version": "v000001"}))
     version = training.round()
     assert version == registry.current() != "v000001"
-    assert read_learner(registry.folder(version))["progress"].tolist() == [TRAINING.initial_steps, 1]
+    never_before = StateSettings(root=tmp_path / "never before")
+    shutil.copytree(state.archive, never_before.archive)
+    trainer(never_before, kafka_settings, model).round()
+    anew = Registry(never_before.registry).folder("v000001")
+    assert same_state(read_learner(registry.folder(version)), read_learner(anew))
