@@ -5,6 +5,7 @@ The loop itself is plain code in streaming/ingest.py that knows no Ray; no torch
 
 import asyncio
 import dataclasses
+import gc
 import logging
 import os
 import threading
@@ -30,29 +31,46 @@ _LAST_RETRY_S = 5.0
 class HandleSink:
     """Hands users with new events to the Recommender; a call that fails is made again until it succeeds.
 
-    The ingestor commits a range only when its future is done, so lists owed when this process
-    dies are made by the next one.
+    What several partitions ask for while the event loop is busy goes into one call. The ingestor commits a range only
+    when its future is done, so lists owed when this process dies are made by the next one.
     """
 
     def __init__(self, recommender: DeploymentHandle[Any], loop: asyncio.AbstractEventLoop) -> None:
         self._recommender, self._loop = recommender, loop
+        self._lock = threading.Lock()
+        self._asked: list[tuple[list[str], Future[None]]] = []
+        self._calls: set[asyncio.Task[None]] = set()
 
-    def submit(self, partition: int, user_ids: list[str]) -> "Future[None]":
+    def submit(self, partition: int, user_ids: list[str]) -> "Future[None]":  # noqa: ARG002 - any replica will do
         """Ask for new lists; done when they are published."""
-        return asyncio.run_coroutine_threadsafe(self._deliver(partition, user_ids), self._loop)
+        done: Future[None] = Future()
+        with self._lock:
+            self._asked.append((user_ids, done))
+            first = len(self._asked) == 1
+        if first:
+            self._loop.call_soon_threadsafe(self._call)
+        return done
 
-    async def _deliver(self, partition: int, user_ids: list[str]) -> None:
+    def _call(self) -> None:
+        with self._lock:
+            asked, self._asked = self._asked, []
+        task = self._loop.create_task(self._deliver(asked))
+        self._calls.add(task)  # the loop itself keeps no strong reference
+        task.add_done_callback(self._calls.discard)
+
+    async def _deliver(self, asked: "list[tuple[list[str], Future[None]]]") -> None:
+        user_ids = list(dict.fromkeys(user_id for users, _ in asked for user_id in users))
         pause = _FIRST_RETRY_S
         while True:
             try:
                 await self._recommender.generate.remote(user_ids)
-                return
-            except asyncio.CancelledError:
-                raise
+                break
             except Exception as error:
-                log.warning("lists for %d users of partition %d not made: %s", len(user_ids), partition, error)
+                log.warning("lists for %d users not made: %s", len(user_ids), error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LAST_RETRY_S)
+        for _, done in asked:
+            done.set_result(None)
 
 
 @serve.deployment(name="Ingestor")
@@ -109,6 +127,10 @@ class IngestorDeployment:
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join, 10)
 
     def _run(self) -> None:
+        # Everything imported so far stays: without this, each full collection walks all of Ray and FastAPI anew, which
+        # costs a quarter of the ingestor's time.
+        gc.collect()
+        gc.freeze()
         try:
             self._ingestor.run()
         except IngestHaltedError as error:

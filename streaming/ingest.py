@@ -15,9 +15,9 @@ import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
+from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.errors import FencedInstanceIdError, KafkaError, KafkaTimeoutError, NoOffsetForPartitionError
 
@@ -28,10 +28,11 @@ from streaming.config import IngestSettings, KafkaSettings
 from streaming.dead_letter_limit import DeadLetterLimit, IngestHaltedError
 from streaming.dead_letters import publish_dead_letter
 from streaming.generation_queue import GenerationQueue, GenerationSink
+from streaming.ingest_lanes import AssignmentFlags, Lane
 from streaming.ingest_status import IngestStatus, PartitionStatus
 from streaming.publisher import EventPublisher, PublishError
 from streaming.schema import BadEventError, Deletion, EventCodec
-from streaming.stores.base import Change, OffsetMismatchError, SequenceStore, StoreMismatchError
+from streaming.stores.base import Batch, Change, OffsetMismatchError, SequenceStore, StoreMismatchError
 from streaming.topics import client_options, cluster_id
 from streaming.watchdog import StallWatch
 
@@ -56,21 +57,14 @@ class _RejoinError(Exception):
     """This membership is spoilt; join the group anew."""
 
 
-class _Lane:
-    """One assigned partition and where its sinks stand."""
+class _Staged(NamedTuple):
+    """A decoded range on its way to the sinks that lack it; None where a sink has it."""
 
-    __slots__ = ("applied", "end", "generation", "next", "partition", "rows", "topic_partition")
-
-    def __init__(
-        self, topic: str, partition: int, applied: int, archived: int, generation: GenerationQueue | None, end: int
-    ) -> None:
-        self.partition = partition
-        self.topic_partition = TopicPartition(topic, partition)
-        self.applied = applied
-        self.rows = RowBuffer(partition, archived, time.monotonic())
-        self.generation = generation
-        self.end = end
-        self.next = min(applied, archived, *([generation.next] if generation else []))
+    lane: Lane
+    next_offset: int
+    batch: Batch | None
+    rows: list[tuple[Any, ...]] | None
+    engaged: dict[str, None] | None
 
 
 class Ingestor:
@@ -104,7 +98,7 @@ class Ingestor:
         self._topic = kafka.events
         self._consumer: KafkaConsumer | None = None
         self._publisher: EventPublisher | None = None
-        self._lanes: dict[int, _Lane] = {}
+        self._lanes: dict[int, Lane] = {}
         self._rebalances: deque[list[TopicPartition]] = deque()
         self._committed: dict[int, int] = {}
         self._ahead_since: dict[int, float] = {}
@@ -200,7 +194,7 @@ class Ingestor:
             allow_auto_create_topics=False,
             metrics_enabled=False,
         )
-        self._consumer.subscribe([self._topic], listener=_Flags(self._consumer, self._rebalances))
+        self._consumer.subscribe([self._topic], listener=AssignmentFlags(self._consumer, self._rebalances))
         # Known before joining: the leader of a group assigns what it knows, and would assign nothing at first.
         if not self._consumer.partitions_for_topic(self._topic):
             raise _RejoinError(f"Kafka has no topic {self._topic}; `pinrec up` makes it, or correct kafka.events")
@@ -259,7 +253,7 @@ class Ingestor:
                 generation = queues.get(number)
                 if generation is None or generation.next < owed:
                     generation = GenerationQueue(self._generator, number, owed)
-            lane = _Lane(self._topic, number, max(applied, begin), max(kept, begin), generation, end)
+            lane = Lane(self._topic, number, max(applied, begin), max(kept, begin), generation, end)
             self._lanes[number] = lane
             self._committed.pop(number, None)
             consumer.seek(partition, lane.next)
@@ -300,10 +294,12 @@ class Ingestor:
                     self._rebalances.popleft()
                 self._take_up(self._rebalances.popleft(), queues)
                 continue
+            staged: list[_Staged] = []
             for topic_partition, records in batches.items():
                 lane = self._lanes.get(topic_partition.partition)
                 if lane is not None:
-                    self._take(lane, records)
+                    self._take(lane, records, staged)
+            self._apply(staged)
             self._tick()
 
     def _tick(self) -> None:
@@ -354,7 +350,7 @@ class Ingestor:
         if touched:
             self._store.touch(touched)
 
-    def _pass_over(self, lane: _Lane) -> None:
+    def _pass_over(self, lane: Lane) -> None:
         """Follow the consumer over offsets that are no events, such as the end of a transaction."""
         assert self._consumer is not None
         try:
@@ -362,7 +358,9 @@ class Ingestor:
         except KafkaTimeoutError:
             return
         if position is not None and position > lane.next and not self._rebalances:
-            self._take_range(lane, [], position)
+            staged: list[_Staged] = []
+            self._take_range(lane, [], position, staged)
+            self._apply(staged)
 
     def _commit(self, wait: bool = False) -> None:
         """Tell the group how far each partition is; what restarts owe in generations follows from it."""
@@ -382,7 +380,7 @@ class Ingestor:
 
     # Events
 
-    def _take(self, lane: _Lane, records: Sequence[Record]) -> None:
+    def _take(self, lane: Lane, records: Sequence[Record], staged: "list[_Staged]") -> None:
         if records[0].offset < lane.next:
             records = [record for record in records if record.offset >= lane.next]
             if not records:
@@ -395,16 +393,17 @@ class Ingestor:
         at = 0
         for mark in marks:
             cut = bisect_left(records, mark, key=lambda record: record.offset)
-            self._take_range(lane, records[at:cut], mark)
+            self._take_range(lane, records[at:cut], mark, staged)
+            self._apply(staged)
             at = cut
-        self._take_range(lane, records[at:] if at else records, next_offset)
+        self._take_range(lane, records[at:] if at else records, next_offset, staged)
 
     @staticmethod
-    def _marks(lane: _Lane) -> tuple[int, ...]:
+    def _marks(lane: Lane) -> tuple[int, ...]:
         return (lane.applied, lane.rows.next, *([lane.generation.next] if lane.generation else []))
 
-    def _take_range(self, lane: _Lane, records: Sequence[Record], next_offset: int) -> None:
-        """Give offsets [lane.next, next_offset) to the sinks that lack them; each lacks all of them or none."""
+    def _take_range(self, lane: Lane, records: Sequence[Record], next_offset: int, staged: "list[_Staged]") -> None:
+        """Decode offsets [lane.next, next_offset) for the sinks that lack them; each lacks all of them or none."""
         first = lane.next
         to_store = lane.applied <= first
         to_archive = lane.rows.next <= first
@@ -414,25 +413,35 @@ class Ingestor:
         engaged: dict[str, None] = {}
         refused: list[tuple[Record, BadEventError]] = []
         self._decode(records, changes, rows, engaged, refused)
+        batch = None
         if to_store:
             self._refuse(len(records), refused)
             as_of = min(records[-1].timestamp / 1000, self._clock()) if records else 0.0
-            applied = self._store.apply(lane.partition, lane.applied, next_offset, changes, as_of)
-            lane.applied = next_offset
+            batch = Batch(lane.partition, lane.applied, next_offset, changes, as_of)
+        staged.append(_Staged(lane, next_offset, batch, rows if to_archive else None, engaged if generation else None))
+
+    def _apply(self, staged: "list[_Staged]") -> None:
+        """Give what one poll brought to the sinks: the store first, all partitions in one transaction."""
+        batches = [part.batch for part in staged if part.batch]
+        for applied in self._store.apply_all(batches) if batches else ():
             self._applied += applied.taken
             self._duplicates += applied.duplicates
             self._deleted += applied.deleted
-        if to_archive:
-            if len(lane.rows) and len(lane.rows) + len(rows) > self._ingest.archive_rows:
-                self._flush(lane)
-            if lane.rows.next == lane.rows.first:
-                lane.rows.since = time.monotonic()
-            lane.rows.rows += rows
-            lane.rows.next = next_offset
-        if generation:
-            generation.add(next_offset, engaged)
-            self._generated += generation.advance()
-        lane.next = next_offset
+        for lane, next_offset, batch, rows, engaged in staged:
+            if batch:
+                lane.applied = next_offset
+            if rows is not None:
+                if len(lane.rows) and len(lane.rows) + len(rows) > self._ingest.archive_rows:
+                    self._flush(lane)
+                if lane.rows.next == lane.rows.first:
+                    lane.rows.since = time.monotonic()
+                lane.rows.rows += rows
+                lane.rows.next = next_offset
+            if engaged is not None and lane.generation:
+                lane.generation.add(next_offset, engaged)
+                self._generated += lane.generation.advance()
+            lane.next = next_offset
+        staged.clear()
 
     def _decode(
         self,
@@ -506,7 +515,7 @@ class Ingestor:
             self._publisher.flush()
             self._refused += len(refused)
 
-    def _check_hole(self, lane: _Lane, offset: int) -> None:
+    def _check_hole(self, lane: Lane, offset: int) -> None:
         """Offsets may be skipped by transactions or compaction; expired events are another matter."""
         assert self._consumer is not None
         begin = self._consumer.beginning_offsets([lane.topic_partition], timeout_ms=_RPC_MS)[lane.topic_partition]
@@ -514,7 +523,7 @@ class Ingestor:
             raise _RejoinError(f"partition {lane.partition}: Kafka expired offsets {lane.next} to {begin} unread")
         log.debug("partition %d: offsets %d to %d hold no events", lane.partition, lane.next, offset)
 
-    def _flush(self, lane: _Lane) -> None:
+    def _flush(self, lane: Lane) -> None:
         rows = lane.rows
         if rows.next > rows.first:
             self._archive.write(self._topic, rows)
@@ -536,22 +545,3 @@ class Ingestor:
 
 
 _NOTHING: Final = (None,) * 9
-
-
-class _Flags(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Runs on kafka-python's IO thread, which also sends heartbeats: pauses, notes, and returns.
-
-    Paused partitions are not fetched before the poll thread has sought to where their sinks stand.
-    """
-
-    def __init__(self, consumer: KafkaConsumer, rebalances: deque[list[TopicPartition]]) -> None:
-        self._consumer, self._rebalances = consumer, rebalances
-
-    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
-        """Wait for what is assigned instead; the store refuses what would come too late."""
-
-    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        """Keep the partitions still until the poll thread takes them up."""
-        partitions = list(assigned)
-        self._consumer.pause(*partitions)
-        self._rebalances.append(partitions)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from pinrec.history import History, HistoryEvent, window_start
-from streaming.stores.base import Applied, Change, OffsetMismatchError, SequenceStore, StoreMismatchError
+from streaming.stores.base import Applied, Batch, OffsetMismatchError, SequenceStore, StoreMismatchError
 
 
 class ReferenceHistory:
@@ -36,20 +36,23 @@ class ReferenceStore(SequenceStore):
         self.moments: dict[int, float] = {}
         self.log_id: str | None = None
 
-    def apply(
-        self, partition: int, first_offset: int, next_offset: int, changes: Sequence[Change], as_of: float
-    ) -> Applied:
-        if self.offsets.get(partition, first_offset) != first_offset:
-            raise OffsetMismatchError(partition, self.offsets[partition], first_offset)
+    def apply_all(self, batches: Sequence[Batch]) -> list[Applied]:
+        for batch in batches:
+            stored = self.offsets.get(batch.partition)
+            if stored is not None and stored != batch.first_offset:
+                raise OffsetMismatchError(batch.partition, stored, batch.first_offset)
+        return [self._apply(batch) for batch in batches]
+
+    def _apply(self, batch: Batch) -> Applied:
         taken = offered = deleted = 0
-        for user_id, event in changes:
+        for user_id, event in batch.changes:
             if event is None:
                 deleted += self.users.pop(user_id, None) is not None
             else:
                 offered += 1
                 taken += self.users.setdefault(user_id, ReferenceHistory()).add(event, self.limit, self.stride)
-        self.offsets[partition] = next_offset
-        self.touch({partition: as_of})
+        self.offsets[batch.partition] = batch.next_offset
+        self.touch({batch.partition: batch.as_of})
         return Applied(taken, offered - taken, deleted)
 
     def offset(self, partition: int) -> int | None:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from pinrec.history import History, HistoryEvent
 
@@ -31,25 +31,44 @@ class Applied:
     deleted: int
 
 
+class Batch(NamedTuple):
+    """What one partition brought.
+
+    Attributes:
+        partition: of the event topic.
+        first_offset: must equal the stored offset, if there is one.
+        next_offset: stored as the new offset; >= first_offset.
+        changes: in log order.
+        as_of: epoch seconds; everything the partition held by then is applied with this batch.
+    """
+
+    partition: int
+    first_offset: int
+    next_offset: int
+    changes: Sequence[Change]
+    as_of: float
+
+
 class SequenceStore(ABC):
     """Bounded histories of all users, and how far each partition of the event topic is applied."""
 
     @abstractmethod
-    def apply(
-        self, partition: int, first_offset: int, next_offset: int, changes: Sequence[Change], as_of: float
-    ) -> Applied:
-        """Store changes and offset in one transaction.
-
-        Args:
-            partition: of the event topic.
-            first_offset: must equal the stored offset, if there is one.
-            next_offset: stored as the new offset; >= first_offset.
-            changes: in log order.
-            as_of: epoch seconds; everything the partition held by then is applied with this batch.
+    def apply_all(self, batches: Sequence[Batch]) -> list[Applied]:
+        """Store the changes and offsets of several partitions in one transaction: all of them or none.
 
         Raises:
             OffsetMismatchError: nothing was changed.
         """
+
+    def apply(
+        self, partition: int, first_offset: int, next_offset: int, changes: Sequence[Change], as_of: float
+    ) -> Applied:
+        """`apply_all` with one batch.
+
+        Raises:
+            OffsetMismatchError: nothing was changed.
+        """
+        return self.apply_all([Batch(partition, first_offset, next_offset, changes, as_of)])[0]
 
     @abstractmethod
     def offset(self, partition: int) -> int | None:

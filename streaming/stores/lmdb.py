@@ -15,7 +15,7 @@ from typing import Any, Final
 import lmdb
 
 from pinrec.history import History, HistoryEvent, merge
-from streaming.stores.base import Applied, Change, OffsetMismatchError, SequenceStore, StoreMismatchError
+from streaming.stores.base import Applied, Batch, OffsetMismatchError, SequenceStore, StoreMismatchError
 
 _FORMAT: Final = b"1"
 _OFFSET: Final = struct.Struct("<qd")
@@ -93,45 +93,42 @@ class LmdbSequenceStore(SequenceStore):
 
         self._write(claim)
 
-    def apply(
-        self, partition: int, first_offset: int, next_offset: int, changes: Sequence[Change], as_of: float
-    ) -> Applied:
-        """See `SequenceStore.apply`.
+    def apply_all(self, batches: Sequence[Batch]) -> list[Applied]:
+        """See `SequenceStore.apply_all`.
 
         Raises:
             OffsetMismatchError: nothing was changed.
             StoreFullError: nothing was changed.
         """
-        assert next_offset >= first_offset, "a batch cannot end before it starts"
-
-        def apply(txn: Any) -> Applied:
-            stored, held_as_of = self._position(txn, partition)
-            if stored is not None and stored != first_offset:
-                raise OffsetMismatchError(partition, stored, first_offset)
-            waiting: dict[str, list[HistoryEvent]] = {}
-            taken = offered = deleted = 0
-            for user_id, event in changes:
-                if event is not None:
-                    offered += 1
-                    events = waiting.get(user_id)
-                    if events is None:
-                        waiting[user_id] = [event]
-                    else:
-                        events.append(event)
-                else:
-                    # Merged although it is then deleted, so that counts don't depend on how a log is cut into batches.
-                    taken += self._merge(txn, user_id, waiting.pop(user_id, []))
-                    deleted += txn.delete(user_id.encode(), db=self._users)
-            for user_id, events in waiting.items():
-                taken += self._merge(txn, user_id, events)
-            self._set_position(txn, partition, next_offset, max(as_of, held_as_of))
-            return Applied(taken, offered - taken, deleted)
-
-        applied: Applied = self._write(apply)
+        applied: list[Applied] = self._write(lambda txn: [self._apply(txn, batch) for batch in batches])
         self._writes += 1
         if self._writes % _READER_CHECK_EVERY == 0:
             self._env.reader_check()
         return applied
+
+    def _apply(self, txn: Any, batch: Batch) -> Applied:
+        assert batch.next_offset >= batch.first_offset, "a batch cannot end before it starts"
+        stored, held_as_of = self._position(txn, batch.partition)
+        if stored is not None and stored != batch.first_offset:
+            raise OffsetMismatchError(batch.partition, stored, batch.first_offset)
+        waiting: dict[str, list[HistoryEvent]] = {}
+        taken = offered = deleted = 0
+        for user_id, event in batch.changes:
+            if event is not None:
+                offered += 1
+                events = waiting.get(user_id)
+                if events is None:
+                    waiting[user_id] = [event]
+                else:
+                    events.append(event)
+            else:
+                # Merged although it is then deleted, so that counts don't depend on how a log is cut into batches.
+                taken += self._merge(txn, user_id, waiting.pop(user_id, []))
+                deleted += txn.delete(user_id.encode(), db=self._users)
+        for user_id, events in waiting.items():
+            taken += self._merge(txn, user_id, events)
+        self._set_position(txn, batch.partition, batch.next_offset, max(batch.as_of, held_as_of))
+        return Applied(taken, offered - taken, deleted)
 
     def _merge(self, txn: Any, user_id: str, events: list[HistoryEvent]) -> int:
         if not events:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pinrec.history import HistoryEvent
-from streaming.stores.base import Applied, Change, OffsetMismatchError, SequenceStore, StoreMismatchError
+from streaming.stores.base import Applied, Batch, Change, OffsetMismatchError, SequenceStore, StoreMismatchError
 from streaming.stores.lmdb import LmdbSequenceStore
 from tests.reference_store import ReferenceStore
 
@@ -38,6 +38,26 @@ def test_events_and_offset_are_stored_together(store: SequenceStore) -> None:
     assert history is not None
     assert history.events() == [event(1), event(2)]
     assert store.count() == 1
+
+
+def test_several_partitions_are_applied_together_or_not_at_all(store: SequenceStore) -> None:
+    store.apply(1, 0, 4, [("ann", event(1))], 1.0)
+    fits = Batch(0, 7, 9, [("ann", event(2)), ("bob", event(3))], 5.0)
+    with pytest.raises(OffsetMismatchError) as caught:
+        store.apply_all([fits, Batch(1, 3, 6, [("cid", event(4))], 5.0)])
+    assert caught.value.partition == 1
+    assert store.offset(0) is None
+    assert store.offset(1) == 4
+    assert store.read(["bob", "cid"]) == [None, None]
+
+    assert store.apply_all([fits, Batch(1, 4, 6, [("ann", event(2)), ("ann", event(4))], 5.0)]) == [
+        Applied(2, 0, 0),
+        Applied(1, 1, 0),
+    ]
+    assert [store.offset(partition) for partition in (0, 1)] == [9, 6]
+    (history,) = store.read(["ann"])
+    assert history is not None
+    assert history.events() == [event(1), event(2), event(4)]
 
 
 def test_a_batch_that_does_not_start_at_the_offset_changes_nothing(store: SequenceStore) -> None:
