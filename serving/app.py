@@ -15,10 +15,8 @@ from serving.trainer import TrainerDeployment
 def build(settings: AppSettings) -> serve.Application:
     """Gateway -> Recommender <- Ingestor, and the Trainer beside them."""
     state = settings.state.model_copy(update={"root": settings.state.root.resolve()})
-    kafka = settings.kafka
-    if kafka.bootstrap is None:  # `serve run` starts no broker; `pinrec broker` does
-        kafka = kafka.model_copy(update={"bootstrap": f"127.0.0.1:{kafka.local_port}"})
-    settings = settings.model_copy(update={"state": state, "kafka": kafka})
+    # `serve run` starts no broker; `pinrec broker` does.
+    settings = settings.model_copy(update={"state": state, "kafka": settings.local_kafka})
     ensure_token(settings)
     recommender = _bind(Recommender, settings)
     ingestor = _bind(IngestorDeployment, settings, recommender)

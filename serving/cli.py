@@ -118,7 +118,7 @@ def up(deploy: DeployFileArgument = DEFAULT_DEPLOY) -> None:
         console.print(f"deployed into the running application at {stack.file.url}", highlight=False)
         return
     with stoppable(), stack:
-        stack.start_kafka()
+        stack.start()
         stack.deploy()
         steps.pause()
         settings = stack.file.settings
@@ -332,22 +332,10 @@ def train(deploy: DeployFileArgument = DEFAULT_DEPLOY) -> None:
 
     Example: pinrec train deploy/local.yaml
     """
-    from streaming.trainer import Trainer
+    from serving.training import trainer_of
 
     settings = _settings(deploy)
-    kafka = settings.kafka
-    if kafka.bootstrap is None:
-        kafka = kafka.model_copy(update={"bootstrap": f"127.0.0.1:{kafka.local_port}"})
-    trainer = Trainer(
-        state=settings.state,
-        kafka=kafka,
-        vocabulary=settings.vocabulary,
-        model=settings.model,
-        training=settings.training,
-        generation=settings.generation,
-        trainer=settings.trainer,
-        pinned=settings.pinned_version,
-    )
+    trainer = trainer_of(settings)
     steps, done = Steps(), threading.Event()
 
     def show() -> None:

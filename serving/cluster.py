@@ -16,7 +16,6 @@ import yaml
 from pydantic import ValidationError
 
 from serving.config import AppSettings
-from serving.terminal import stop_on_sigterm
 from streaming.schema import first_problem
 
 APP: str = "pinrec"
@@ -121,28 +120,30 @@ class LocalCluster:
             logging_level=logging.ERROR,
             _node_ip_address="127.0.0.1",
         )
-        stop_on_sigterm()  # ray.init has put its own handler there, which ends the process at once
         self._started = True
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._file.write_text(json.dumps({"address": ray.get_runtime_context().gcs_address}))
 
-    def attach(self) -> bool:
-        """Connect to the cluster that another process started for this state folder; False if none runs."""
+    def attach(self) -> str | None:
+        """Connect to the cluster that another process started for this state folder.
+
+        Returns:
+            the address of the Kafka that its application uses; None if no cluster runs.
+        """
         try:
-            address: str = json.loads(self._file.read_text())["address"]
+            noted: dict[str, str] = json.loads(self._file.read_text())
+            address, kafka = noted["address"], noted["kafka"]
             host, port = address.rsplit(":", 1)
             # Ray itself would try for minutes.
             socket.create_connection((host, int(port)), timeout=2).close()
         except (OSError, ValueError, KeyError):
-            return False
+            return None
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         import ray
 
         try:
             ray.init(address=address, namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError):
-            return False
-        return True
+            return None
+        return kafka
 
     def deploy(self, file: DeployFile, timeout_s: float = 180.0, waiting: Callable[[str], None] | None = None) -> None:
         """Deploy, or deploy again, and wait until every replica runs.
@@ -159,6 +160,8 @@ class LocalCluster:
             raise DeployError(f"deploy file: {first_problem(error)}") from None
         client = serve_start(http_options=schema.http_options.model_dump(), proxy_location=schema.proxy_location)
         client.deploy_apps(schema)
+        if self._started:
+            self._note(file)
         self._wait(timeout_s, waiting)
 
     def stop(self) -> None:
@@ -173,6 +176,13 @@ class LocalCluster:
         # process group, neither call returns for a minute; nothing is lost by not waiting.
         _within(_DELETE_S, lambda: serve.delete(APP))
         _within(_SHUTDOWN_S, ray.shutdown)
+
+    def _note(self, file: DeployFile) -> None:
+        import ray
+
+        noted = {"address": ray.get_runtime_context().gcs_address, "kafka": file.settings.local_kafka.bootstrap}
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._file.write_text(json.dumps(noted))
 
     def _wait(self, timeout_s: float, waiting: Callable[[str], None] | None) -> None:
         from ray import serve

@@ -46,3 +46,10 @@ class AppSettings(Frozen):
                 "lower the one or raise the other"
             )
         return self
+
+    @property
+    def local_kafka(self) -> KafkaSettings:
+        """Where Kafka is: the address of the local broker where none is named."""
+        if self.kafka.bootstrap is not None:
+            return self.kafka
+        return self.kafka.model_copy(update={"bootstrap": f"127.0.0.1:{self.kafka.local_port}"})

@@ -52,6 +52,7 @@ class Demo:
         self.recent: deque[UserEvent] = deque(maxlen=8)
         self.newest: Recommendation | None = None
         self.taste = ""
+        self._engaged = 0
         self.status: dict[str, Any] = {}
         self._codec = EventCodec(source.vocabulary)
         self._published_at: OrderedDict[str, float] = OrderedDict()
@@ -67,12 +68,10 @@ class Demo:
             DemoError: no model was live in time, or a part reported why it cannot go on.
         """
         began = time.monotonic()
-        self.stack.start_kafka()
-        self._lap("kafka", began)
-        engaged = self._publish_past()
-        self._lap("past published", began)
+        self.stack.start(then=self._publish_past)
+        self._lap("Kafka, past and Ray", began)
         self.stack.file.override(
-            trainer={"min_events": max(2, engaged)}, model={"content_width": self.source.content_width}
+            trainer={"min_events": max(2, self._engaged)}, model={"content_width": self.source.content_width}
         )
         self.stack.deploy()
         self._lap("application", began)
@@ -122,14 +121,15 @@ class Demo:
 
     # Start
 
-    def _publish_past(self) -> int:
-        """Publish items and past events once; the number of engaged item events among them."""
+    def _publish_past(self) -> None:
+        """Publish items and past events once, and count the engaged item events among them."""
         marker = self.stack.root / _MARKER
         if marker.exists():
             about, past = self.source.past()
             for _ in past if self.source.closed_loop else ():  # inhabitants must remember their own past
                 pass
-            return int(marker.read_text())
+            self._engaged = int(marker.read_text())
+            return
         engaged = 0
         with EventPublisher(self.stack.file.settings.kafka, self._codec, linger_ms=5) as publisher:
             for item in self.source.items():
@@ -145,7 +145,7 @@ class Demo:
         self._progress("past events", 1, 1)
         self.source.remember(self.stack.root)
         marker.write_text(str(engaged))
-        return engaged
+        self._engaged = engaged
 
     def _await_model(self) -> None:
         deadline = time.monotonic() + _STARTUP_TIMEOUT_S

@@ -1,169 +1,48 @@
-"""The Recommender deployment: model, index and histories in one replica."""
+"""The Recommender deployment: one engine in a replica."""
 
-import asyncio
-import logging
-import os
-import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import torch
 from ray import serve
 
-from pinrec.bundle import Bundle
-from pinrec.config import Vocabulary
-from pinrec.registry import Registry, RegistryError, UnknownVersionError
-from serving.answers import Answerer, Outcome
-from serving.api import Context, HistoryItem, Models, ModelVersion, RecommendationRequest, UserHistory
+from serving.api import Models, RecommendationRequest, UserHistory
 from serving.config import AppSettings
-from serving.live import LiveBundle
 from serving.problems import Problem
-from serving.scheduler import Scheduler
-from streaming.publisher import EventPublisher
-from streaming.schema import EventCodec, Recommendation
-from streaming.stores.lmdb import LmdbSequenceStore
-
-log = logging.getLogger(__name__)
-
-NO_MODEL = Problem(
-    503, "no model is live yet; the trainer publishes the first one when it has seen enough events", retry_after_s=5
-)
+from streaming.schema import Recommendation
 
 
 @serve.deployment
 class Recommender:
-    """Generates lists, for queries and for new events, in shared batches."""
+    """Hands each call to the engine. A refusal is returned, not raised, so that it crosses the handle as it is."""
 
     def __init__(self, settings: AppSettings) -> None:
-        torch.set_num_threads(settings.serving.threads)
-        self._settings = settings
-        self._started = time.time()
-        self._store = LmdbSequenceStore(
-            settings.state.sequences,
-            settings.model.history,
-            settings.model.stride,
-            settings.state.map_gib,
-            readonly=True,
-        )
-        self._answerer = Answerer(self._store, settings.generation, settings.serving)
-        self._registry = Registry(settings.state.registry)
-        self._live = LiveBundle(self._registry, settings.vocabulary, settings.pinned_version, self._warm)
-        self._generator = ThreadPoolExecutor(1, "generate")
-        self._sender = ThreadPoolExecutor(1, "publish")
-        self._publisher: EventPublisher | None = None
-        self._scheduler = Scheduler[RecommendationRequest, Outcome](
-            self._work,
-            self._publish,
-            settings.serving.max_batch,
-            settings.serving.max_queue,
-            settings.serving.deadline_s,
-        )
-        self._running: asyncio.Task[None] | None = None
-        self._recent: list[RecommendationRequest] = []
-        self._answered = self._generated = self._batches = 0
-        # Before requests are routed here: a replica that joins others must not say that there is no model.
-        self._live.refresh()
-        self._live.start(settings.serving.poll_models_s)
+        # Here, not above: who only builds the application need not wait for torch.
+        from serving.engine import Engine
+
+        self._engine = Engine(settings, serve.get_replica_context().rank.rank)
 
     async def recommend(self, request: RecommendationRequest) -> Recommendation | Problem:
-        """A list; a refusal is returned, not raised, so that it crosses the handle as it is."""
-        self._run()
-        if self._live.bundle is None:
-            return NO_MODEL
-        try:
-            return await self._scheduler.query(request)
-        except Problem as problem:
-            return problem
+        """A list."""
+        return await self._engine.recommend(request)
 
     async def generate(self, user_ids: list[str]) -> int:
-        """Make and publish new lists for users with new events; returns when Kafka has them.
-
-        Without a model there is nothing to make: 0.
-        """
-        self._run()
-        if self._live.bundle is None:
-            return 0
-        await asyncio.gather(*(asyncio.shield(self._scheduler.event(user_id)) for user_id in user_ids))
-        return len(user_ids)
+        """Make and publish new lists for users with new events; returns when Kafka has them."""
+        return await self._engine.generate(user_ids)
 
     async def user(self, user_id: str) -> UserHistory | Problem:
-        """The history of a user; a Problem if there is none, or it cannot be read."""
-        loop = asyncio.get_running_loop()
-        try:
-            as_of = await loop.run_in_executor(None, self._store.as_of)
-            (history,) = await loop.run_in_executor(None, self._store.read, [user_id])
-        except Exception as error:  # whatever the backend raises
-            return Problem(503, f"the sequence store cannot be read: {type(error).__name__}: {error}", retry_after_s=5)
-        if history is None:
-            return Problem(404, "no event of this user has been applied", "user_id")
-        return UserHistory(
-            user_id=user_id,
-            total=history.total,
-            staleness_ms=None if as_of is None else max(0.0, (time.time() - as_of) * 1e3),
-            events=_history_items(history.events(), self._settings.vocabulary),
-        )
+        """The history of a user."""
+        return await self._engine.user(user_id)
 
     async def models(self) -> Models | Problem:
-        """The versions in the registry, newest first; a Problem where it cannot be read."""
-        try:
-            versions = await asyncio.get_running_loop().run_in_executor(None, self._registry.versions)
-        except (RegistryError, OSError) as error:
-            return Problem(503, str(error), retry_after_s=5)
-        return Models(
-            current=next((info.version for info in versions if info.current), None),
-            pinned=self._settings.pinned_version,
-            versions=[
-                ModelVersion(
-                    version=info.version,
-                    created_at=info.created_at,
-                    trained_until=info.trained_until,
-                    items=info.items,
-                    current=info.current,
-                    metrics=info.metrics,
-                    problem=info.problem,
-                )
-                for info in reversed(versions)
-            ],
-        )
+        """The versions in the registry, newest first."""
+        return await self._engine.models()
 
     async def activate(self, version: str) -> Problem | None:
         """Point the registry at a version; every replica loads and checks it, then flips."""
-        if self._settings.pinned_version:
-            return Problem(422, "the deploy file pins a version (pinned_version), and that wins", "version")
-        try:
-            await asyncio.get_running_loop().run_in_executor(None, self._registry.activate, version)
-        except RegistryError as error:
-            return Problem(404 if isinstance(error, UnknownVersionError) else 503, str(error), "version")
-        return None
+        return await self._engine.activate(version)
 
     async def status(self) -> dict[str, Any]:
         """How this replica is."""
-        self._run()
-        queries, users = self._scheduler.waiting
-        try:
-            as_of, known_users, store_error = self._store.as_of(), self._store.count(), None
-        except Exception as error:  # a status that fails hides the reason
-            as_of, known_users, store_error = None, None, f"{type(error).__name__}: {error}"
-        staleness_ms = None if as_of is None else max(0.0, (time.time() - as_of) * 1e3)
-        troubles = [trouble for trouble in (store_error or self._answerer.store_error, self._live.trouble) if trouble]
-        if staleness_ms is None or staleness_ms > self._settings.serving.degraded_after_s * 1e3:
-            troubles.append("histories are behind the event topic")
-        return {
-            "replica": serve.get_replica_context().rank.rank,
-            "pid": os.getpid(),
-            "model_version": self._live.version,
-            "live_since": self._live.live_since,
-            "swaps": self._live.swaps,
-            "refused": self._live.refused,
-            "troubles": troubles,
-            "users": known_users,
-            "staleness_ms": staleness_ms,
-            "queries_answered": self._answered,
-            "lists_generated": self._generated,
-            "batches": self._batches,
-            "waiting_queries": queries,
-            "waiting_users": users,
-        }
+        return await self._engine.status()
 
     def check_health(self) -> None:
         """Serve restarts a replica whose scheduler has died.
@@ -171,55 +50,4 @@ class Recommender:
         Raises:
             RuntimeError: it has.
         """
-        if self._running is not None and self._running.done():
-            raise RuntimeError("the scheduler has stopped")
-
-    def _run(self) -> None:
-        # The scheduler belongs to the replica's event loop, which does not run yet in __init__.
-        if self._running is None:
-            self._running = asyncio.create_task(self._scheduler.run())
-
-    def _warm(self, bundle: Bundle) -> None:
-        # Without a context a user nobody knows gets what is popular, and the model would stay cold.
-        cold = RecommendationRequest(user_id="warm-up", context=Context(item_id=bundle.catalogue.item_ids[0]))
-        self._answerer.answer(bundle, self._recent or [cold], [])
-
-    async def _work(
-        self, queries: list[RecommendationRequest], users: list[str]
-    ) -> tuple[list[Outcome], list[Outcome]]:
-        bundle = self._live.bundle  # one read: the whole batch is made by one bundle
-        assert bundle is not None, "nothing is scheduled before the first bundle is live, and none is taken away"
-        answers, lists = await asyncio.get_running_loop().run_in_executor(
-            self._generator, self._answerer.answer, bundle, queries, users
-        )
-        self._recent = queries or self._recent
-        self._batches += 1
-        self._answered += len(answers)
-        return answers, lists
-
-    async def _publish(self, lists: list[Outcome]) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._sender, self._send, lists)
-        self._generated += len(lists)
-
-    def _send(self, lists: list[Outcome]) -> None:
-        if self._publisher is None:  # Kafka may be down when a replica starts; queries do not need it
-            self._publisher = EventPublisher(self._settings.kafka, EventCodec(self._settings.vocabulary))
-        topic = self._settings.kafka.recommendations
-        for recommendation in lists:
-            if isinstance(recommendation, Recommendation):
-                self._publisher.send(topic, recommendation.user_id, recommendation)
-        self._publisher.flush()
-
-
-def _history_items(events: list[Any], vocabulary: Vocabulary) -> list[HistoryItem]:
-    return [
-        HistoryItem(
-            event_id=event.event_id,
-            item_id=event.item_id,
-            item_type="query" if event.is_query else "item",
-            action=vocabulary.actions[event.action].name,
-            surface=vocabulary.surfaces[event.surface],
-            timestamp=event.timestamp,
-        )
-        for event in events
-    ]
+        self._engine.check_health()

@@ -4,13 +4,15 @@ import dataclasses
 import logging
 import os
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from ray import serve
 
 from serving.config import AppSettings
-from streaming.trainer import Trainer
+from streaming.trainer_status import TrainerStatus
+
+if TYPE_CHECKING:
+    from streaming.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -22,26 +24,16 @@ class TrainerDeployment:
     """Runs the periodic trainer. Deploy one."""
 
     def __init__(self, settings: AppSettings) -> None:
-        os.nice(_NICENESS)
-        torch.set_num_threads(settings.training.threads)
+        self._settings = settings
         self._crashed: str | None = None
+        self._trainer: Trainer | None = None
         self._stop = threading.Event()
-        self._trainer = Trainer(
-            state=settings.state,
-            kafka=settings.kafka,
-            vocabulary=settings.vocabulary,
-            model=settings.model,
-            training=settings.training,
-            generation=settings.generation,
-            trainer=settings.trainer,
-            pinned=settings.pinned_version,
-        )
         if settings.trainer.enabled:
             threading.Thread(target=self._run, name="trainer", daemon=True).start()
 
     async def status(self) -> dict[str, Any]:
         """How training stands."""
-        status = self._trainer.status()
+        status = self._trainer.status() if self._trainer else TrainerStatus()
         troubles = [trouble for trouble in (self._crashed, status.error) if trouble]
         return {"pid": os.getpid(), "troubles": troubles, **dataclasses.asdict(status)}
 
@@ -58,7 +50,16 @@ class TrainerDeployment:
         self._stop.set()
 
     def _run(self) -> None:
+        # On Linux a thread has a niceness of its own, which the threads it starts inherit: training gives way, the
+        # replica's answers to Serve do not. Torch is imported here, so that the application need not wait for it.
+        os.nice(_NICENESS)
         try:
+            import torch
+
+            from serving.training import trainer_of
+
+            torch.set_num_threads(self._settings.training.threads)
+            self._trainer = trainer_of(self._settings)
             self._trainer.run(self._stop)
         except Exception as error:
             log.exception("the trainer crashed")

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -24,6 +24,7 @@ from streaming.catalogue import CatalogueView
 from streaming.config import KafkaSettings, StateSettings, TrainerSettings
 from streaming.publisher import EventPublisher, PublishError
 from streaming.schema import EventCodec, ModelAnnouncement
+from streaming.trainer_status import TrainerStatus
 
 log = logging.getLogger(__name__)
 
@@ -32,26 +33,6 @@ COLUMNS = (
     *("item_type", "query", "feed_id"),
 )
 _POSITIONS = "archive.positions"
-
-
-@dataclass(frozen=True, slots=True)
-class TrainerStatus:
-    """How training stands."""
-
-    phase: str = "starting"
-    """starting, waiting for events, evaluating, training, publishing or idle."""
-    step: int = 0
-    steps: int = 0
-    loss: float | None = None
-    events: int = 0
-    """Events that training looks at."""
-    rounds: int = 0
-    version: str | None = None
-    """The last one published."""
-    trained_until: float | None = None
-    """Kafka time of the newest event in it, epoch s."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    error: str | None = None
 
 
 class Trainer:

@@ -57,7 +57,7 @@ class RunningApplication:
 
     def start(self) -> None:
         """Start everything, ask before there is a model, publish a past, and wait for the first model."""
-        self.stack.start_kafka()
+        self.stack.start()
         self.stack.deploy()
         self.settings = self.file.settings
         self.http = httpx.Client(base_url=self.file.url, timeout=20)

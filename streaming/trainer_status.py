@@ -1,0 +1,23 @@
+"""What the trainer tells about itself. No torch here: it can be told before training has begun."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerStatus:
+    """How training stands."""
+
+    phase: str = "starting"
+    """starting, waiting for events, evaluating, training, publishing or idle."""
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    events: int = 0
+    """Events that training looks at."""
+    rounds: int = 0
+    version: str | None = None
+    """The last one published."""
+    trained_until: float | None = None
+    """Kafka time of the newest event in it, epoch s."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
