@@ -176,7 +176,7 @@ class Ingestor:
     # Membership
 
     def _join(self) -> None:
-        self._store.bind(f"{cluster_id(self._kafka)}/{self._topic}")
+        self._store.bind(f"{cluster_id(self._kafka)}/{self._topic}", self._codec.vocabulary)
         self._consumer = KafkaConsumer(
             **client_options(self._kafka, "pinrec-ingest"),
             group_id=self._ingest.group,

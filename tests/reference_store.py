@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from pinrec.config import Vocabulary
 from pinrec.history import History, HistoryEvent, window_start
-from streaming.stores.base import Applied, Batch, OffsetMismatchError, SequenceStore, StoreMismatchError
+from streaming.stores.base import Applied, Batch, OffsetMismatchError, SequenceStore, StoreMismatchError, check_names
 
 
 class ReferenceHistory:
@@ -35,6 +36,7 @@ class ReferenceStore(SequenceStore):
         self.offsets: dict[int, int] = {}
         self.moments: dict[int, float] = {}
         self.log_id: str | None = None
+        self.names: dict[str, list[str]] = {}
 
     def apply_all(self, batches: Sequence[Batch]) -> list[Applied]:
         for batch in batches:
@@ -65,9 +67,12 @@ class ReferenceStore(SequenceStore):
         for partition, moment in as_of.items():
             self.moments[partition] = max(moment, self.moments.get(partition, moment))
 
-    def bind(self, log_id: str) -> None:
+    def bind(self, log_id: str, vocabulary: Vocabulary) -> None:
         if self.log_id not in (None, log_id):
             raise StoreMismatchError(f"tied to {self.log_id}")
+        for kind, names in (("actions", vocabulary.action_index), ("surfaces", vocabulary.surface_index)):
+            check_names(kind, self.names.get(kind, []), list(names))
+            self.names[kind] = list(names)
         self.log_id = log_id
 
     def read(self, user_ids: Sequence[str]) -> list[History | None]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
+from pinrec.config import Vocabulary
 from pinrec.history import History, HistoryEvent
 
 Change: TypeAlias = tuple[str, HistoryEvent | None]
@@ -83,11 +84,13 @@ class SequenceStore(ABC):
         """Note that idle partitions (by number) have nothing unapplied up to these times."""
 
     @abstractmethod
-    def bind(self, log_id: str) -> None:
-        """Tie the store to one log (cluster and topic).
+    def bind(self, log_id: str, vocabulary: Vocabulary) -> None:
+        """Tie the store to one log (cluster and topic), and to what the indices in its histories mean.
+
+        A vocabulary may grow at the end of its actions and of its surfaces; the names it had keep their indices.
 
         Raises:
-            StoreMismatchError: it is tied to another; offsets of one log mean nothing in the other.
+            StoreMismatchError: it is tied to another log, whose offsets mean nothing in this one, or to other names.
         """
 
     @abstractmethod
@@ -104,4 +107,17 @@ class SequenceStore(ABC):
 
 
 class StoreMismatchError(RuntimeError):
-    """The store belongs to another log, format or window."""
+    """The store belongs to another log, format, window or vocabulary."""
+
+
+def check_names(kind: str, held: Sequence[str], declared: Sequence[str]) -> None:
+    """Whether declared names may take the place of those a store holds.
+
+    Raises:
+        StoreMismatchError: they would give stored indices another meaning.
+    """
+    if list(declared[: len(held)]) != list(held):
+        raise StoreMismatchError(
+            f"vocabulary.{kind}: the sequence store holds {', '.join(held)} in this order, the settings declare "
+            f"{', '.join(declared)}; add new names at the end, or start with another state.root"
+        )

@@ -7,6 +7,7 @@ Writers of several processes take turns at LMDB's own lock, which a killed proce
 readers never wait. LMDB must not be shared between machines: its lock is local memory.
 """
 
+import json
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any, Final
 
 import lmdb
 
+from pinrec.config import Vocabulary
 from pinrec.history import History, HistoryEvent, merge
-from streaming.stores.base import Applied, Batch, OffsetMismatchError, SequenceStore, StoreMismatchError
+from streaming.stores.base import Applied, Batch, OffsetMismatchError, SequenceStore, StoreMismatchError, check_names
 
 _FORMAT: Final = b"1"
 _OFFSET: Final = struct.Struct("<qd")
@@ -161,18 +163,21 @@ class LmdbSequenceStore(SequenceStore):
 
         self._write(touch)
 
-    def bind(self, log_id: str) -> None:
+    def bind(self, log_id: str, vocabulary: Vocabulary) -> None:
         """See `SequenceStore.bind`."""
 
         def bind(txn: Any) -> None:
             held = txn.get(b"log", db=self._meta)
-            if held is None:
-                txn.put(b"log", log_id.encode(), db=self._meta)
-            elif held != log_id.encode():
+            if held is not None and held != log_id.encode():
                 raise StoreMismatchError(
                     f"{self._folder}: the sequence store follows the log {held.decode()}, Kafka now has {log_id}; "
                     "go back to that cluster and topic, or start with another state.root"
                 )
+            txn.put(b"log", log_id.encode(), db=self._meta)
+            for kind, names in (("actions", vocabulary.action_index), ("surfaces", vocabulary.surface_index)):
+                known = txn.get(kind.encode(), db=self._meta)
+                check_names(kind, json.loads(known) if known else [], list(names))
+                txn.put(kind.encode(), json.dumps(list(names)).encode(), db=self._meta)
 
         self._write(bind)
 
