@@ -114,7 +114,7 @@ def test_as_of_is_the_least_of_all_partitions_and_never_falls_back(store: Sequen
     assert store.offset(1) == 41
 
 
-def test_a_store_is_tied_to_one_log(store: SequenceStore) -> None:
+def test_a_store_serves_one_log(store: SequenceStore) -> None:
     store.bind("cluster-a/events", Vocabulary())
     store.bind("cluster-a/events", Vocabulary())
     with pytest.raises(StoreMismatchError):
@@ -125,9 +125,9 @@ def test_names_keep_their_indices(store: SequenceStore) -> None:
     click, save = Action(name="click"), Action(name="save")
     store.bind("log", Vocabulary(actions=(click, save), surfaces=("home",)))
     store.bind("log", Vocabulary(actions=(click, save, Action(name="buy")), surfaces=("home", "search")))
-    with pytest.raises(StoreMismatchError, match="vocabulary.actions: .*click, save, buy in this order"):
+    with pytest.raises(StoreMismatchError, match=r"vocabulary\.actions: .*click, save, buy in this order"):
         store.bind("log", Vocabulary(actions=(save, click, Action(name="buy")), surfaces=("home", "search")))
-    with pytest.raises(StoreMismatchError, match="vocabulary.surfaces"):
+    with pytest.raises(StoreMismatchError, match=r"vocabulary\.surfaces"):
         store.bind("log", Vocabulary(actions=(click, save, Action(name="buy")), surfaces=("search",)))
 
 
