@@ -1,6 +1,5 @@
 """P5: events per second into store and archive, against a loop that only polls and decodes JSON."""
 
-import gc
 import json
 import shutil
 import time
@@ -20,6 +19,7 @@ from streaming.archive import Archive, RowBuffer
 from streaming.broker import LocalBroker
 from streaming.config import IngestSettings, KafkaSettings
 from streaming.ingest import Ingestor
+from streaming.process import tune_garbage_collection
 from streaming.publisher import EventPublisher
 from streaming.schema import EventCodec
 from streaming.simulator import Town, TownConfig
@@ -151,8 +151,7 @@ def ingest(kafka: KafkaSettings, events: int, folder: Path) -> Repeat:
     settings = IngestSettings(group=f"bench-{uuid.uuid4().hex[:8]}", generate=False)
     ingestor = Ingestor(kafka, settings, EventCodec(Vocabulary()), store, archive)
     store.watch(events, ingestor)
-    gc.collect()
-    gc.freeze()  # as the Ingestor deployment does
+    tune_garbage_collection()  # as the Ingestor deployment does
     ingestor.run()
     store.close()
     _require_all(archive.rows, events)

@@ -5,7 +5,6 @@ The loop itself is plain code in streaming/ingest.py that knows no Ray; no torch
 
 import asyncio
 import dataclasses
-import gc
 import logging
 import os
 import threading
@@ -19,6 +18,7 @@ from serving.config import AppSettings
 from streaming.archive import Archive
 from streaming.dead_letter_limit import IngestHaltedError
 from streaming.ingest import Ingestor
+from streaming.process import tune_garbage_collection
 from streaming.schema import EventCodec
 from streaming.stores.lmdb import LmdbSequenceStore
 
@@ -26,37 +26,41 @@ log = logging.getLogger(__name__)
 
 _FIRST_RETRY_S = 0.1
 _LAST_RETRY_S = 5.0
+_CALLS = 2
 
 
 class HandleSink:
     """Hands users with new events to the Recommender; a call that fails is made again until it succeeds.
 
-    What several partitions ask for while the event loop is busy goes into one call. The ingestor commits a range only
+    What all partitions ask for while `_CALLS` calls are under way goes into the next one, each user once: alone, an
+    event is handed over at once, and under load calls grow instead of multiplying. The ingestor commits a range only
     when its future is done, so lists owed when this process dies are made by the next one.
     """
 
     def __init__(self, recommender: DeploymentHandle[Any], loop: asyncio.AbstractEventLoop) -> None:
         self._recommender, self._loop = recommender, loop
-        self._lock = threading.Lock()
         self._asked: list[tuple[list[str], Future[None]]] = []
         self._calls: set[asyncio.Task[None]] = set()
 
     def submit(self, partition: int, user_ids: list[str]) -> "Future[None]":  # noqa: ARG002 - any replica will do
-        """Ask for new lists; done when they are published."""
+        """Ask for new lists; done when they are published. May be called from any thread."""
         done: Future[None] = Future()
-        with self._lock:
-            self._asked.append((user_ids, done))
-            first = len(self._asked) == 1
-        if first:
-            self._loop.call_soon_threadsafe(self._call)
+        self._loop.call_soon_threadsafe(self._ask, user_ids, done)
         return done
 
-    def _call(self) -> None:
-        with self._lock:
-            asked, self._asked = self._asked, []
+    def _ask(self, user_ids: list[str], done: "Future[None]") -> None:
+        self._asked.append((user_ids, done))
+        if len(self._calls) < _CALLS and len(self._asked) == 1:
+            self._loop.call_soon(self._call)  # after what else the loop has been given by now
+
+    def _call(self, _finished: "asyncio.Task[None] | None" = None) -> None:
+        if not self._asked or len(self._calls) >= _CALLS:
+            return
+        asked, self._asked = self._asked, []
         task = self._loop.create_task(self._deliver(asked))
-        self._calls.add(task)  # the loop itself keeps no strong reference
+        self._calls.add(task)
         task.add_done_callback(self._calls.discard)
+        task.add_done_callback(self._call)
 
     async def _deliver(self, asked: "list[tuple[list[str], Future[None]]]") -> None:
         user_ids = list(dict.fromkeys(user_id for users, _ in asked for user_id in users))
@@ -127,10 +131,7 @@ class IngestorDeployment:
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join, 10)
 
     def _run(self) -> None:
-        # Everything imported so far stays: without this, each full collection walks all of Ray and FastAPI anew, which
-        # costs a quarter of the ingestor's time.
-        gc.collect()
-        gc.freeze()
+        tune_garbage_collection()
         try:
             self._ingestor.run()
         except IngestHaltedError as error:
