@@ -107,12 +107,12 @@ class LocalCluster:
         """Start Ray in child processes of this one."""
         # Before ray is imported: it reads them at import.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # the progress of a start is ours to tell
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         # Without this Ray takes a loopback address for a mistake, and listens on the machine's outward one.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         import ray
 
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         ray.init(
             address="local",
             namespace="serve",
