@@ -175,6 +175,7 @@ class LocalCluster:
         self._file.unlink(missing_ok=True)
         # Replicas flush and leave the consumer group. Where Ray has died first, as when a signal reached the whole
         # process group, neither call returns for a minute; nothing is lost by not waiting.
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         _within(_DELETE_S, lambda: serve.delete(APP))
         _within(_SHUTDOWN_S, ray.shutdown)
 
