@@ -99,9 +99,16 @@ class EventColumns:
 
     def before(self, row: int) -> Self:
         """The first `row` events; ids keep their numbers."""
+        return self._rows(slice(None, row))
+
+    def at(self, index: NDArray[np.int64]) -> Self:
+        """Some of the events, in the order of `index`; ids keep their numbers."""
+        return self._rows(index)
+
+    def _rows(self, which: slice | NDArray[np.int64]) -> Self:
         names = ("user", "item_hash", "is_query", "query", "action", "surface", "timestamp", "feed", "arrived")
         return type(self)(
-            user_ids=self.user_ids, queries=self.queries, **{name: getattr(self, name)[:row] for name in names}
+            user_ids=self.user_ids, queries=self.queries, **{name: getattr(self, name)[which] for name in names}
         )
 
     def engaged(self, vocabulary: Vocabulary) -> NDArray[np.bool_]:

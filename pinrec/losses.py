@@ -1,14 +1,15 @@
-"""The training loss: sampled softmax with logQ correction and intra-feed relaxation.
+"""The training losses: sampled softmax with logQ correction and intra-feed relaxation, and the exact softmax.
 
-Shapes: M predictions, A admissible positives of each, P items of the shared pool, D width.
+Shapes: M predictions, A admissible positives of each, P items of the shared pool, N items of the catalogue, D width.
 """
 
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+EXACT_BLOCK: Final = 256  # predictions whose scores of all items fit the cache
 EXCLUDED: Final = -1e4  # as good as minus infinity, and faster: exp takes its slow path for infinities
 
 
@@ -41,3 +42,63 @@ def sampled_softmax(
     negative_MP = torch.addmm(log_weight_P.expand(len(e_MD), -1), e_MD / temperature, pool_PD.T)
     others_M = negative_MP.masked_fill(hit_MP, EXCLUDED).logsumexp(1)
     return F.softplus(others_M - best_M)
+
+
+def exact_softmax(
+    e_MD: Tensor,
+    table_ND: Tensor,
+    target_M: Tensor,
+    scale: Tensor | float = 1.0,
+    low_precision: bool = True,
+) -> Tensor:
+    """Mean cross entropy of the targets among all N items, a scalar, with scores <e, x> * scale.
+
+    The M x N scores are never all in memory: a block of predictions at a time, whose gradient is taken while it is
+    still in the processor's cache. Three to six times as fast as `F.cross_entropy` on a CPU.
+
+    Args:
+        e_MD, table_ND: predictions and items, float32.
+        target_M: int64, rows of the table.
+        scale: 1 / temperature; a scalar tensor is differentiated.
+        low_precision: matrix products of bfloat16, with sums in float32.
+    """
+    scale = torch.as_tensor(scale, dtype=e_MD.dtype, device=e_MD.device)
+    loss: Tensor = _ExactSoftmax.apply(e_MD, table_ND, target_M, scale, low_precision)
+    return loss
+
+
+class _ExactSoftmax(torch.autograd.Function):
+    """Takes the gradients in the forward pass; the backward pass only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, e_MD: Tensor, table_ND: Tensor, target_M: Tensor, scale: Tensor, low_precision: bool
+    ) -> Tensor:
+        kind = torch.bfloat16 if low_precision else e_MD.dtype
+        e, table = e_MD.to(kind), table_ND.to(kind)
+        table_DN = table.T.contiguous()
+        loss, gradient_scale = e_MD.new_zeros(()), e_MD.new_zeros(())
+        gradient_MD, gradient_ND = torch.empty_like(e_MD), torch.zeros_like(table_ND)
+        for at in range(0, len(e), EXACT_BLOCK):
+            rows = slice(at, at + EXACT_BLOCK)
+            x, y = e[rows], target_M[rows, None]
+            score = (x @ table_DN).to(e_MD.dtype) * scale
+            hit = score.gather(1, y)
+            largest = score.amax(1, keepdim=True)
+            share = score.sub_(largest).exp_()
+            total = share.sum(1, keepdim=True)
+            loss += (total.log() + largest - hit).sum()
+            share.div_(total).scatter_add_(1, y, torch.full_like(hit, -1.0))
+            low = share.to(kind)
+            gradient_MD[rows] = (low @ table).to(e_MD.dtype)
+            gradient_ND += (low.T @ x).to(e_MD.dtype)
+            # d loss / d scale = sum of share * <e, x>, and <e, sum of share * x> is the same sum.
+            gradient_scale += (gradient_MD[rows] * e_MD[rows]).sum()
+        m = max(1, len(e))
+        ctx.save_for_backward(gradient_MD.mul_(scale / m), gradient_ND.mul_(scale / m), gradient_scale.div_(m))
+        return loss / m
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        by_e, by_table, by_scale = ctx.saved_tensors
+        return by_e * upstream[0], by_table * upstream[0], None, by_scale * upstream[0], None
