@@ -63,7 +63,7 @@ def exact_softmax(
         low_precision: matrix products of bfloat16, with sums in float32.
     """
     scale = torch.as_tensor(scale, dtype=e_MD.dtype, device=e_MD.device)
-    loss: Tensor = _ExactSoftmax.apply(e_MD, table_ND, target_M, scale, low_precision)
+    loss: Tensor = _ExactSoftmax.apply(e_MD, table_ND, target_M, scale, low_precision)  # type: ignore[no-untyped-call]
     return loss
 
 
