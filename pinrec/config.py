@@ -113,10 +113,16 @@ class TrainingConfig(Frozen):
     window: int = Field(64, ge=2, description="events of one training window")
     learning_rate: float = Field(3e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
-    uniform_negatives: int = Field(512, ge=1, description="drawn per step, shared by the batch")
+    softmax: Literal["sampled", "exact"] = Field(
+        "sampled", description="exact: over the whole catalogue; affordable up to some ten thousand items"
+    )
+    uniform_negatives: int = Field(512, ge=1, description="drawn per step, shared by the batch (sampled softmax)")
     in_batch_negatives: bool = True
     feed_relaxation: bool = True
     log_q: bool = True
+    averaging: float = Field(
+        0.0, ge=0, lt=1, description="share of the running average of the weights that stays at a step; 0 = no average"
+    )
     initial_steps: int = Field(500, ge=1, description="steps of the first model")
     round_steps: int = Field(60, ge=1, description="most steps of a later round")
     threads: int = Field(1, ge=1, description="torch threads of the trainer")

@@ -86,6 +86,14 @@ class History:
         """Pack events that are already in order and distinct."""
         return cls(_pack(events, len(events) if total is None else total))
 
+    @classmethod
+    def of_rows(cls, rows: np.ndarray, item_ids: Sequence[str] | None = None) -> "History":
+        """A history of ROW records [n], without event ids; item ids are needed only for the texts of queries."""
+        blank = "\n" * max(0, len(rows) - 1)
+        items = blank if item_ids is None else "\n".join(item_ids)
+        header = _HEADER.pack(_MAGIC, len(rows), len(rows))
+        return cls(b"".join((header, rows.tobytes(), _LENGTH.pack(len(blank)), blank.encode(), items.encode())))
+
     def __len__(self) -> int:
         return self.count
 

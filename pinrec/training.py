@@ -1,5 +1,6 @@
 """Fitting the weights: one step, and the loop around it, for a first model and for every later round."""
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,11 +14,11 @@ from torch import Tensor
 from pinrec.config import Mode, ModelConfig, TrainingConfig, Vocabulary
 from pinrec.dataset import EventColumns
 from pinrec.items import Catalogue
-from pinrec.losses import sampled_softmax
+from pinrec.losses import exact_softmax, sampled_softmax
 from pinrec.model import PinRecModel, previous_timestamps
 from pinrec.sketch import CountMinSketch
 from pinrec.subjects import Subjects
-from pinrec.windows import Indices, Windows
+from pinrec.windows import Indices, Targets, Windows
 
 LATER_TARGETS: Final = 1  # multi_token: predictions of later events, beside the next, at each position
 IN_BATCH: Final = 512  # most in-batch negatives; the logits would grow with their square
@@ -45,6 +46,14 @@ class FitResult:
         return self.events / self.seconds if self.seconds else 0.0
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """Where a fit stands in a longer one, in steps: the learning rate rises and falls once over `total`."""
+
+    first: int
+    total: int
+
+
 class Learner:
     """The model with all that training it further needs: optimiser, target frequencies, count of steps.
 
@@ -62,6 +71,7 @@ class Learner:
         self.sketch = CountMinSketch()
         self.step, self.fits = 0, 0
         named = list(self.model.named_parameters())
+        self.average = {name: p.detach().clone() for name, p in named} if training.averaging else {}
         # Decay pulls tables' rarely seen rows, norms and biases nowhere useful.
         decayed = [p for name, p in named if p.ndim == 2 and not _is_table(name)]
         others = [p for name, p in named if p.ndim != 2 and not _is_table(name)]
@@ -84,6 +94,7 @@ class Learner:
         steps: int,
         progress: Callable[[int, int, float], None] | None = None,
         since_row: int = 0,
+        schedule: Schedule | None = None,
     ) -> FitResult:
         """Train for `steps` steps on windows around the events at rows >= since_row.
 
@@ -95,6 +106,7 @@ class Learner:
             steps: none are made if there is nothing to predict.
             progress: called after each step with (steps done, steps, loss).
             since_row: later rounds train on windows that hold events at this row or later.
+            schedule: this fit is a part of a longer one; None = it is whole.
         """
         began = time.perf_counter()
         windows, subjects = Windows(events, self.vocabulary), Subjects(events, catalogue, self.config)
@@ -103,14 +115,16 @@ class Learner:
         rng = np.random.default_rng((self.training.seed, self.step))
         losses: list[float] = []
         inputs = predictions = 0
-        peak = self.training.learning_rate * (LATER_RATE if self.fits else 1.0)
+        later = self.fits > 0 and schedule is None
+        schedule = schedule or Schedule(0, steps)
+        peak = self.training.learning_rate * (LATER_RATE if later else 1.0)
         batches = self._batches(windows, rng, since_row)
         self.model.train()
         with torch.random.fork_rng():
             torch.manual_seed(self.training.seed + self.step)
             for done, (lo, hi) in zip(range(steps), batches, strict=False):
                 for group in self.optimizer.param_groups:
-                    group["lr"] = peak * group["scale"] * _rate(done, steps)
+                    group["lr"] = peak * group["scale"] * _rate(schedule.first + done, schedule.total)
                 loss, predicted = self._step(step_data, rng, lo, hi)
                 losses.append(loss)
                 inputs += int((hi - lo).sum())
@@ -161,17 +175,17 @@ class Learner:
         if not len(aims.target):
             return float("nan"), 0
 
-        target_M = data.subject_of[aims.target]
-        admissible_MA = np.where(aims.admissible >= 0, data.subject_of[aims.admissible], -1)
-        pool_P, log_weight_P = self._pool(data, rng, target_M)
+        asked_M = torch.from_numpy(aims.asked)
+        offset_s = windows.timestamp[aims.target] - windows.timestamp[source[aims.asked]]
+        pool = self._pool(data, rng, data.subject_of[aims.target])
         used, codes = np.unique(
-            np.concatenate((data.subject_of[position_BL].ravel(), admissible_MA.ravel(), pool_P)), return_inverse=True
+            np.concatenate((data.subject_of[position_BL].ravel(), data.admissible(aims).ravel(), pool.subject)),
+            return_inverse=True,
         )
         vectors_UD = data.subjects.vectors(model, used[used >= 0])
-        sizes = [position_BL.size, admissible_MA.size, len(pool_P)]
-        input_BL, positives, pool = torch.split(torch.from_numpy(codes - int(used[0] < 0)), sizes)
-        positive_MA = positives.view(admissible_MA.shape)
-
+        input_BL, positive_MA, pool_P = torch.split(
+            torch.from_numpy(codes - int(used[0] < 0)), [position_BL.size, aims.admissible.size, len(pool.subject)]
+        )
         timestamp_BL = torch.from_numpy(windows.timestamp[position_BL])
         x_BLD = model.tokens(
             vectors_UD[input_BL].view(*position_BL.shape, -1),
@@ -180,25 +194,46 @@ class Learner:
             timestamp_BL,
             previous_timestamps(timestamp_BL),
         )
-        h_MD = model(x_BLD)[torch.from_numpy(real_BL)][torch.from_numpy(aims.asked)]
-        offset_s = windows.timestamp[aims.target] - windows.timestamp[source[aims.asked]]
+        h_MD = model(x_BLD)[torch.from_numpy(real_BL)][asked_M]
         e_MD = self._predict(rng, h_MD, windows.action[aims.target], data.surface_of[aims.target], offset_s)
-        admissible = torch.from_numpy(admissible_MA >= 0)
-        hit_MP = (torch.where(admissible, positive_MA, -1)[:, :, None] == pool).any(1)
-        loss = sampled_softmax(
-            e_MD,
-            vectors_UD[positive_MA.clamp(min=0)],
-            admissible,
-            vectors_UD[pool],
-            log_weight_P,
-            hit_MP,
-            model.temperature,
-        ).mean()
+        loss = self._loss(e_MD, vectors_UD, positive_MA.view(aims.admissible.shape), pool_P, pool.log_weight)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         self.optimizer.step()
+        self._average()
         return float(loss.detach()), len(aims.target)
+
+    def _loss(
+        self, e_MD: Tensor, vectors_UD: Tensor, positive_MA: Tensor, pool_P: Tensor, log_weight_P: Tensor
+    ) -> Tensor:
+        """Mean loss; positives and pool are rows of the vectors, -1 where a prediction has fewer positives."""
+        admissible_MA = positive_MA >= 0
+        positive_MAD = vectors_UD[positive_MA.clamp(min=0)]
+        if self.training.softmax == "exact":
+            if positive_MA.shape[1] > 1:
+                with torch.no_grad():
+                    score_MA = torch.einsum("md,mad->ma", e_MD, positive_MAD).masked_fill(~admissible_MA, -torch.inf)
+                positive_MA = positive_MA.gather(1, score_MA.argmax(1, keepdim=True))
+            # The pool is the whole catalogue and every positive in it or, if an item has left, beside it.
+            return exact_softmax(
+                e_MD,
+                vectors_UD[pool_P],
+                torch.searchsorted(pool_P, positive_MA[:, 0].contiguous()),
+                1 / self.model.temperature,
+            )
+        hit_MP = (positive_MA[:, :, None] == pool_P).any(1)
+        return sampled_softmax(
+            e_MD, positive_MAD, admissible_MA, vectors_UD[pool_P], log_weight_P, hit_MP, self.model.temperature
+        ).mean()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the running average of the weights; its start is short so that early weights are soon forgotten."""
+        if not self.average:
+            return
+        stays = min(self.training.averaging, self.step / (self.step + 10))
+        torch._foreach_lerp_(list(self.average.values()), list(self.model.parameters()), 1 - stays)
 
     def _predict(
         self, rng: np.random.Generator, h_MD: Tensor, outcome: Indices, surface: Indices, offset_s: NDArray[np.float64]
@@ -216,13 +251,16 @@ class Learner:
             torch.from_numpy(offset_s.astype(np.float32))[:, None],
         )[:, 0]
 
-    def _pool(self, data: "_StepData", rng: np.random.Generator, target_M: Indices) -> tuple[Indices, Tensor]:
-        """Distinct negatives [P] of the step and the log of (times drawn / times expected).
+    def _pool(self, data: "_StepData", rng: np.random.Generator, target_M: Indices) -> "_Pool":
+        """Negatives of the step.
 
         In-batch and uniform draws form one mixture; an item's expected count is taken over both.
         """
         training, items = self.training, data.catalogue_items
         self.sketch.add(data.subjects.hashes[target_M])
+        if training.softmax == "exact":
+            subject = np.union1d(np.arange(items), target_M)
+            return _Pool(subject, torch.zeros(len(subject)))
         drawn, expected_uniform, in_batch = [], 0.0, 0
         if training.in_batch_negatives or not items:
             chosen = target_M if len(target_M) <= IN_BATCH else rng.choice(target_M, IN_BATCH, replace=False)
@@ -233,10 +271,18 @@ class Learner:
             expected_uniform = training.uniform_negatives / items
         pool, counts = np.unique(np.concatenate(drawn), return_counts=True)
         if not training.log_q:
-            return pool, torch.from_numpy(np.log(counts).astype(np.float32))
+            return _Pool(pool, torch.from_numpy(np.log(counts).astype(np.float32)))
         expected = in_batch * self.sketch.frequency(data.subjects.hashes[pool])
         expected += np.where(pool < items, expected_uniform, 0.0)
-        return pool, torch.from_numpy(np.log(counts / expected).astype(np.float32))
+        return _Pool(pool, torch.from_numpy(np.log(counts / expected).astype(np.float32)))
+
+    def served(self) -> PinRecModel:
+        """The model with the weights to serve: the running average where one is kept."""
+        if not self.average:
+            return self.model
+        served = copy.deepcopy(self.model)
+        served.load_state_dict(self.average, strict=False)
+        return served
 
     def state(self) -> dict[str, Tensor]:
         """Everything a later process needs to go on: tensors only."""
@@ -244,6 +290,7 @@ class Learner:
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 state[f"optimizer.{name}.{key}"] = value.detach().clone()
+        state |= {f"average.{name}": value.clone() for name, value in self.average.items()}
         state["sketch.counts"] = torch.from_numpy(self.sketch.counts.copy())
         state["sketch.total"] = torch.tensor(self.sketch.total, dtype=torch.float64)
         state["progress"] = torch.tensor([self.step, self.fits])
@@ -265,6 +312,8 @@ class Learner:
             moments = {key.removeprefix(prefix): v.clone() for key, v in state.items() if key.startswith(prefix)}
             if moments:
                 self.optimizer.state[parameter] = moments
+        for name in self.average:
+            self.average[name] = state.get(f"average.{name}", weights[name]).clone()
         self.sketch.counts = state["sketch.counts"].numpy().copy()
         self.sketch.total = float(state["sketch.total"])
         self.step, self.fits = state["progress"].tolist()
@@ -279,6 +328,18 @@ class _StepData:
     subject_of: Indices
     surface_of: Indices
     catalogue_items: int
+
+    def admissible(self, aims: Targets) -> Indices:
+        """Subjects of the admissible positives, -1 padded."""
+        return np.where(aims.admissible >= 0, self.subject_of[aims.admissible], -1)
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Distinct negatives [P] of a step, ascending, and the log of (times drawn / times expected)."""
+
+    subject: Indices
+    log_weight: Tensor
 
 
 def _packed(ascending: Indices, budget: int) -> Iterator[slice]:

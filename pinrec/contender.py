@@ -1,0 +1,134 @@
+"""PinRec as a model under comparison: the learner that serving's trainer uses, the generation that serving uses."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pinrec.bundle import Bundle
+from pinrec.config import GenerationConfig, ModelConfig, TrainingConfig
+from pinrec.generation import GenerationRequest, embed, generate
+from pinrec.history import ROW, History
+from pinrec.measures import Rows
+from pinrec.popularity import Popularity
+from pinrec.protocols import Cases, Split, UserLog
+from pinrec.training import Learner, Schedule
+
+MOST: Final = 512  # places of the longest list that a comparison asks for
+
+
+@dataclass(frozen=True)
+class PinRecRecipe:
+    """Everything that decides a run but the seed.
+
+    Attributes:
+        generation: mode, steps and budget; embeddings of a user = steps x outcomes x offsets.
+        epochs: passes over the training events.
+        at_last_surface: ask for the surface of the history's last event; else for any.
+    """
+
+    model: ModelConfig
+    training: TrainingConfig
+    generation: GenerationConfig
+    epochs: int
+    at_last_surface: bool = False
+
+
+class PinRec:
+    """A `pinrec.baselines.contender.Contender`."""
+
+    def __init__(self, split: Split, recipe: PinRecRecipe, seed: int) -> None:
+        self._split, self._recipe, self._seed = split, recipe, seed
+        training = recipe.training.model_copy(update={"seed": seed})
+        self.learner = Learner(recipe.model, split.log.vocabulary, training, recipe.generation.mode)
+        self._generation = recipe.generation.model_copy(update={"max_k": MOST})
+        self.epochs, self.epoch = recipe.epochs, 0
+        self._bundle: Bundle | None = None
+
+    @property
+    def steps(self) -> int:
+        """Steps of the optimiser in an epoch."""
+        training = self._recipe.training
+        return max(1, round(int(self._split.train.sum()) / (training.batch_users * training.window)))
+
+    def fit_epoch(self) -> float:
+        """See `Contender`."""
+        schedule = Schedule(first=self.epoch * self.steps, total=self.epochs * self.steps)
+        fitted = self.learner.fit(self._split.training_events, self._split.log.catalogue, self.steps, schedule=schedule)
+        self.epoch += 1
+        self._bundle = None
+        return fitted.loss
+
+    def state(self) -> dict[str, Tensor]:
+        """See `Contender`."""
+        return self.learner.state() | {"epoch": torch.tensor(self.epoch)}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """See `Contender`."""
+        self.learner.load_state({name: value for name, value in state.items() if name != "epoch"})
+        self.epoch = int(state["epoch"])
+        self._bundle = None
+
+    @property
+    def bundle(self) -> Bundle:
+        """What serving would be given now."""
+        if self._bundle is None:
+            log = self._split.log
+            self._bundle = Bundle.of(self.learner.served(), log.catalogue, self._popularity, mode=self._generation.mode)
+        return self._bundle
+
+    @cached_property
+    def _popularity(self) -> Popularity:
+        return Popularity.of(self._split.training_events, self._split.log.catalogue, self._split.log.vocabulary)
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        return packed_rows(self._split.log)
+
+    def _requests(self, cases: Cases, k: int) -> list[GenerationRequest]:
+        log, requests = self._split.log, []
+        for lo, hi in zip(cases.lo.tolist(), cases.hi.tolist(), strict=True):
+            asked = log.events.query[lo:hi]
+            texts = [log.events.queries[q] if q >= 0 else "" for q in asked] if (asked >= 0).any() else None
+            requests.append(
+                GenerationRequest(
+                    history=History.of_rows(self._rows[lo:hi], texts),
+                    k=k,
+                    now=float(log.events.timestamp[hi - 1]),
+                    surface=int(log.events.surface[hi - 1]) if self._recipe.at_last_surface else None,
+                )
+            )
+        return requests
+
+    def ranked(self, cases: Cases, k: int) -> Rows:
+        """See `Retriever`: the list that serving would answer with."""
+        lists = np.full((len(cases), k), -1, np.int64)
+        made = generate(self.bundle, self._requests(cases, min(k, len(self.bundle.catalogue))), self._generation)
+        for row, found in zip(lists, made, strict=True):
+            row[: len(found)] = [candidate.row for candidate in found]
+        return lists
+
+    def generated(self, cases: Cases, embeddings: int, k: int) -> Rows:
+        """See `Retriever`: the k best unseen items of each embedding, before lists are made of them."""
+        e_BED = embed(self.bundle, self._requests(cases, k), self._generation).e_BED
+        if e_BED.shape[1] != embeddings:
+            raise ValueError(f"generation: makes {e_BED.shape[1]} embeddings a user, not {embeddings}")
+        found = np.full((len(cases), embeddings, k), -1, np.int64)
+        table_DN = torch.from_numpy(self.bundle.table).T
+        for b, seen in enumerate(cases.seen):
+            scores = torch.from_numpy(e_BED[b]) @ table_DN
+            scores[:, torch.from_numpy(seen)] = -torch.inf
+            best = scores.topk(min(k, scores.shape[1]))
+            found[b, :, : best.indices.shape[1]] = np.where(best.values.isneginf(), -1, best.indices)
+        return found
+
+
+def packed_rows(log: UserLog) -> np.ndarray:
+    """The log's events as rows of packed histories (`pinrec.history.ROW`)."""
+    rows = np.zeros(len(log), ROW)
+    for name in ("timestamp", "item_hash", "action", "surface", "is_query"):
+        rows[name] = getattr(log.events, name)
+    return rows
