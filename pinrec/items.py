@@ -2,8 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Self
@@ -13,20 +13,35 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from pinrec.config import ModelConfig
-from pinrec.hashing import hash_categories, hash_id, hash_words
+from pinrec.hashing import hash_author, hash_categories, hash_id, hash_numbers, hash_words
 
 CATALOGUE_FILE: Final = "catalogue.safetensors"
 
 
 @dataclass(frozen=True)
 class Item:
-    """One item. `created_at` is in epoch seconds, 0 where it is not known."""
+    """One item. `created_at` is in epoch seconds, 0 where it is not known; `numeric` holds finite numbers by name."""
 
     item_id: str
     title: str = ""
     categories: tuple[str, ...] = ()
     embedding: tuple[float, ...] | None = None
     created_at: float = 0.0
+    author: str | None = None
+    numeric: Mapping[str, float] = field(default_factory=dict)
+
+    def features(self) -> list[int]:
+        """Hashes of the content features, the telling ones first: a bag may not hold them all.
+
+        Raises:
+            ValueError: a number that is not finite.
+        """
+        author = [hash_author(self.author)] if self.author else []
+        try:
+            numbers = hash_numbers(self.numeric)
+        except ValueError as error:
+            raise ValueError(f"numeric: of item {self.item_id!r}, {error}") from None
+        return author + hash_categories(self.categories) + numbers + hash_words(self.title)
 
 
 def feature_bag(hashes: Sequence[int], config: ModelConfig) -> NDArray[np.int32]:
@@ -44,7 +59,7 @@ def query_bag(text: str, config: ModelConfig) -> NDArray[np.int32]:
 
 @dataclass(frozen=True, eq=False)
 class Catalogue:
-    """N items in columns; immutable, in the order they were given.
+    """N items in columns; immutable, in the order they were given. Authors and numbers are in the bags alone.
 
     Attributes:
         item_ids, titles, categories: lists of length N.
@@ -69,7 +84,8 @@ class Catalogue:
         """Columns of `items`.
 
         Raises:
-            ValueError: an id twice, or an embedding that is not `content_width` finite numbers.
+            ValueError: an id twice, an embedding that is not `content_width` finite numbers, or a number that is not
+                finite.
         """
         ids = [item.item_id for item in items]
         if len(set(ids)) != len(ids):
@@ -79,8 +95,7 @@ class Catalogue:
         content = np.zeros((len(items), config.content_width), np.float32)
         has_content = np.zeros(len(items), np.bool_)
         for row, item in enumerate(items):
-            if item.categories or item.title:
-                bags[row] = feature_bag(hash_categories(item.categories) + hash_words(item.title), config)
+            bags[row] = feature_bag(item.features(), config)
             if item.embedding is not None and config.content_width:
                 if len(item.embedding) != config.content_width or not np.isfinite(item.embedding).all():
                     raise ValueError(

@@ -126,4 +126,6 @@ class CatalogueView:
             categories=update.categories,
             embedding=embedding,
             created_at=update.created_at,
+            author=update.author,
+            numeric=update.numeric,
         )

@@ -2,18 +2,25 @@
 
 import csv
 import gzip
+import math
+import re
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import ValidationError
 
 from streaming.log_files import LogError, form_of, json_lines
-from streaming.schema import ItemUpdate, first_problem
+from streaming.schema import MAX_CATEGORIES, MAX_NUMBERS, ItemUpdate, first_problem
 
 NAMES: Final = ("items.csv.gz", "items.csv", "items.jsonl", "items.jsonl.gz")
 _MAX_TITLE: Final = 512
+_MAX_VALUE: Final = 63  # with the name of its column it fits a category
+_NAMED: Final = ("item_id", "title", "category", "author", "author_id")
+_COLUMN: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
 def items_beside(log: Path) -> Path | None:
@@ -24,9 +31,15 @@ def items_beside(log: Path) -> Path | None:
 def read_items(path: Path) -> Iterator[ItemUpdate]:
     """The items of a file.
 
-    A CSV has the columns item_id, title and category, the latter separated by `|`, or by spaces where there is no `|`;
-    other columns are left out, and longer titles are cut at 512 characters. A JSONL line holds the fields of
-    ItemUpdate.
+    A CSV has the column item_id, and may have title (longer ones are cut at 512 characters), category (separated by
+    `|`, or by spaces where there is no `|`) and author or author_id. Every other column is a feature by its name:
+
+    - one that holds nothing but numbers, and whose name does not end in `_id`, is in `numeric`: `year`;
+    - any other adds a category `name=value`, such as `music_id=77`, to the items that share the value. A value of one
+      item alone, or of more than 63 characters, says nothing about other items and is left out.
+
+    Of these the first columns count, 16 numbers and as many values as make 64 categories. A JSONL line holds the fields
+    of ItemUpdate.
 
     Raises:
         LogError: with file, line and column.
@@ -51,17 +64,72 @@ def read_items(path: Path) -> Iterator[ItemUpdate]:
         raise LogError(path, f"cannot be read: {error}") from error
 
 
+@dataclass(frozen=True)
+class _Columns:
+    """What the columns that we have no name for hold.
+
+    Args:
+        numbers: names of the columns of numbers.
+        shared: of every other column, the values that at least two items have.
+    """
+
+    numbers: Sequence[str]
+    shared: dict[str, frozenset[str]]
+
+    @classmethod
+    def of(cls, rows: Iterator[dict[str, str]], names: Sequence[str]) -> "_Columns":
+        """From a look at the whole file."""
+        others = [name for name in names if name not in _NAMED and _COLUMN.fullmatch(name)]
+        numbers = {name for name in others if not name.endswith("_id")}
+        counts = {name: Counter[str]() for name in others}
+        for row in rows:
+            for name in others:
+                value = (row.get(name) or "").strip()
+                if value and len(value) <= _MAX_VALUE:
+                    counts[name][value] += 1
+                if value and name in numbers and _number(value) is None:
+                    numbers.remove(name)
+        return cls(
+            [name for name in others if name in numbers and counts[name]][:MAX_NUMBERS],
+            {
+                name: frozenset(value for value, items in counts[name].items() if items > 1)
+                for name in others
+                if name not in numbers
+            },
+        )
+
+    def numeric(self, row: dict[str, str]) -> dict[str, float]:
+        found = {name: _number(row.get(name) or "") for name in self.numbers}
+        return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+
+    def categories(self, row: dict[str, str]) -> list[str]:
+        values = [(name, (row.get(name) or "").strip()) for name in self.shared]
+        return [f"{name}={value}" for name, value in values if value in self.shared[name]]
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
 def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
     opener: Any = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
-        names = reader.fieldnames or []
+        names = list(reader.fieldnames or [])
         if "item_id" not in names:
             raise LogError(path, f"has no column item_id; it has {', '.join(names)}")
-        for row in reader:
+        columns = _Columns.of(reader, names)
+        file.seek(0)
+        for row in csv.DictReader(file):
             category = row.get("category") or ""
+            own = category.split("|") if "|" in category else category.split()
             yield {
                 "item_id": row["item_id"] or "",
                 "title": (row.get("title") or "")[:_MAX_TITLE],
-                "categories": tuple(category.split("|") if "|" in category else category.split()),
+                "categories": (own + columns.categories(row))[: max(len(own), MAX_CATEGORIES)],
+                "author": row.get("author") or row.get("author_id") or None,
+                "numeric": columns.numeric(row),
             }

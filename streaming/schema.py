@@ -19,11 +19,13 @@ from pydantic import (
     model_validator,
 )
 
-from pinrec.config import Vocabulary
+from pinrec.config import Name, Vocabulary
 
 MAX_MESSAGE_BYTES: Final = 64 * 1024
 MAX_FUTURE_S: Final = 300.0
 MAX_ID_BYTES: Final = 256
+MAX_CATEGORIES: Final = 64
+MAX_NUMBERS: Final = 16
 
 
 _NO_CONTROL: Final = r"^[^\x00-\x1f\x7f]*$"
@@ -101,7 +103,14 @@ class ItemUpdate(Message):
 
     item_id: Id
     title: Annotated[str, Field(max_length=512)] = ""
-    categories: Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(max_length=64, strict=False)] = ()
+    categories: Annotated[
+        tuple[Annotated[str, Field(max_length=128)], ...], Field(max_length=MAX_CATEGORIES, strict=False)
+    ] = ()
+    author: Annotated[Id | None, Field(description="who made it")] = None
+    numeric: Annotated[
+        dict[Name, Annotated[float, Field(allow_inf_nan=False)]],
+        Field(max_length=MAX_NUMBERS, description="numbers by name, such as a year, a duration or a price"),
+    ] = {}
     embedding: (
         Annotated[
             tuple[Annotated[float, Field(allow_inf_nan=False)], ...],

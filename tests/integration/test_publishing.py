@@ -134,7 +134,9 @@ def test_a_topic_that_is_missing_is_named(kafka_settings: KafkaSettings) -> None
 
 
 def test_items_are_kept_by_their_key_and_withdrawn_by_null(kafka_settings: KafkaSettings) -> None:
-    item = ItemUpdate(item_id="i", title="Heat", categories=("crime",), embedding=(0.5, -1.0))
+    item = ItemUpdate(
+        item_id="i", title="Heat", categories=("crime",), author="ann", numeric={"year": 1995}, embedding=(0.5, -1.0)
+    )
     with EventPublisher(kafka_settings, CODEC) as publisher:
         publisher.publish_item(item)
         publisher.delete_item("i")

@@ -1,8 +1,13 @@
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pinrec.config import ModelConfig
-from pinrec.hashing import hash_id
+from pinrec.hashing import BUCKETS_PER_OCTAVE, hash_id, hash_numbers, signed_log2
 from pinrec.items import Catalogue, Item, query_bag
 
 CONFIG = ModelConfig(bag_size=4, bag_buckets=1_000, content_width=2)
@@ -18,7 +23,7 @@ def test_rows_finds_items_by_hash_and_answers_minus_one_for_others():
 
 def test_a_saved_catalogue_loads_as_it_was(tmp_path):
     items = [
-        Item("ä\u2028", "a title\nof two lines", ("x", "y"), (0.5, -1.0), 12.5),
+        Item("ä\u2028", "a title\nof two lines", ("x", "y"), (0.5, -1.0), 12.5, "ann", {"year": 1995.0}),
         Item("plain"),
     ]
     catalogue = Catalogue.of(items, CONFIG)
@@ -47,3 +52,68 @@ def test_an_embedding_of_another_length_or_not_finite_is_an_error_naming_the_ite
 def test_an_id_given_twice_is_an_error_naming_it():
     with pytest.raises(ValueError, match="item_id: 'cup' is there twice"):
         Catalogue.of([Item("cup"), Item("x"), Item("cup")], CONFIG)
+
+
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+
+
+def shared(one: float, other: float) -> int:
+    return len(set(hash_numbers({"year": one})) & set(hash_numbers({"year": other})))
+
+
+@given(st.floats(-1e300, 1e300), st.floats(-0.0019, 0.0019))
+def test_near_numbers_share_a_feature_at_every_resolution(number, difference):
+    # An octave is 128 buckets at the finest, and a straight line from one power of two to the next.
+    assert shared(number, number * (1 + difference)) >= len(BUCKETS_PER_OCTAVE)
+
+
+@given(st.lists(NUMBERS, min_size=2, max_size=2))
+def test_the_scale_of_numbers_is_odd_monotone_and_near_the_logarithm(numbers):
+    low, high = sorted(numbers)
+    assert signed_log2(low) <= signed_log2(high)
+    assert signed_log2(-low) == -signed_log2(low)
+    assert abs(signed_log2(low)) == pytest.approx(math.log2(1 + abs(low)), abs=0.0861)
+
+
+def test_near_years_share_more_than_far_ones_and_signs_and_names_tell_numbers_apart():
+    assert shared(1995, 1995) == 4
+    assert shared(1995, 1996) >= shared(1995, 2001) >= shared(1995, 1960) == 2
+    assert shared(9_000, 90_000) == 0
+    assert shared(40, -40) == 0
+    assert not set(hash_numbers({"year": 7.0})) & set(hash_numbers({"price": 7.0}))
+    assert shared(0.0, -0.0) == 4
+
+
+def test_every_kind_of_feature_is_in_the_bag():
+    config = CONFIG.model_copy(update={"bag_size": 16, "bag_buckets": 1 << 20})
+    plain = Item("a", "red cup", ("tea",))
+    bags = Catalogue.of(
+        [
+            plain,
+            replace(plain, item_id="b", author="ann"),
+            replace(plain, item_id="c", author="bob"),
+            replace(plain, item_id="d", numeric={"year": 1995, "price": 3.5}),
+            replace(plain, item_id="e", categories=("tea", "ann")),
+        ],
+        config,
+    ).bags
+    features = [set(bag) - {0} for bag in bags.tolist()]
+    assert [len(found) for found in features] == [3, 4, 4, 11, 4]
+    assert all(features[0] <= found for found in features)
+    assert len(features[1] | features[2] | features[4]) == 6
+
+
+def test_a_full_bag_keeps_author_then_categories_then_numbers():
+    item = Item("a", "one two three four five six", ("x", "y"), author="ann", numeric={"year": 1995})
+    whole = Catalogue.of([item], CONFIG.model_copy(update={"bag_size": 16})).bags[0]
+    (cut,) = Catalogue.of([item], CONFIG).bags
+    assert cut.tolist() == whole[:4].tolist()
+    assert set(whole[:1]) == set(Catalogue.of([Item("a", author="ann")], CONFIG).bags[0]) - {0}
+    assert set(whole[1:3]) == set(Catalogue.of([Item("a", categories=("x", "y"))], CONFIG).bags[0]) - {0}
+    assert set(whole[3:7]) == set(Catalogue.of([Item("a", numeric={"year": 1995})], CONFIG).bags[0]) - {0}
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_number_that_is_not_finite_is_an_error_naming_item_and_number(number):
+    with pytest.raises(ValueError, match="numeric: of item 'cup', year is"):
+        Catalogue.of([Item("cup", numeric={"year": number})], CONFIG)

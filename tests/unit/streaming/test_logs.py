@@ -171,13 +171,61 @@ def test_items_beside_a_log_are_read_with_their_categories(tmp_path: Path) -> No
     log = write(tmp_path / "a.csv", ROWS)
     assert items_beside(log) is None
     (tmp_path / "items.csv").write_text(
-        f'item_id,title,category,year\n1,"Heat, the film",Action|Film Noir,1995\n2,{"x" * 600},39 7,\n'
+        f'item_id,title,category\n1,"Heat, the film",Action|Film Noir\n2,{"x" * 600},39 7\n'
     )
     path = items_beside(log)
     assert path is not None
     first, second = read_items(path)
     assert (first.item_id, first.title, first.categories) == ("1", "Heat, the film", ("Action", "Film Noir"))
     assert (len(second.title), second.categories) == (512, ("39", "7"))
+
+
+def test_other_columns_of_items_are_features_by_their_names(tmp_path: Path) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text(
+        "item_id,author_id,year,ms,kind,music_id,asin,text,a name,mixed\n"
+        f"1,77,1995,9e3,song,5,B1,{'x' * 64},q,1\n"
+        f"2,77,,12,song,5,B2,{'x' * 64},q,two\n"
+        "3,,1999,nan, talk ,6,B3,,q,1\n"
+        "4,8,1995,7,talk,,B4,,q\n"
+    )
+    items = list(read_items(path))
+    assert [item.author for item in items] == ["77", "77", None, "8"]
+    assert [item.numeric for item in items] == [
+        {"year": 1995, "ms": 9000}, {"ms": 12}, {"year": 1999}, {"year": 1995, "ms": 7},
+    ]  # fmt: skip
+    assert [item.categories for item in items] == [
+        ("kind=song", "music_id=5", "mixed=1"), ("kind=song", "music_id=5"), ("kind=talk", "mixed=1"), ("kind=talk",),
+    ]  # fmt: skip
+
+
+def test_no_more_columns_are_features_than_an_item_may_have(tmp_path: Path) -> None:
+    path = tmp_path / "items.csv"
+    names = [*(f"n{i}" for i in range(20)), *(f"c{i}" for i in range(70))]
+    cells = ",".join(["1"] * 20 + ["x"] * 70)
+    path.write_text(f"item_id,category,{','.join(names)}\na,own,{cells}\nb,own,{cells}\n")
+    item, _ = read_items(path)
+    assert list(item.numeric) == names[:16]
+    assert item.categories[:2] == ("own", "c0=x")
+    assert len(item.categories) == 64
+
+
+@pytest.mark.parametrize(
+    ("line", "column"),
+    [
+        ('{"item_id": "1", "numeric": {"year": "1995"}}', "numeric.year"),
+        ('{"item_id": "1", "numeric": {"year": NaN}}', "numeric.year"),
+        ('{"item_id": "1", "numeric": {"a name": 1}}', "numeric.a name"),
+        (json.dumps({"item_id": "1", "numeric": {f"n{i}": i for i in range(17)}}), "numeric"),
+        ('{"item_id": "1", "author": ""}', "author"),
+        ('{"item_id": "1", "author": "two\\nlines"}', "author"),
+    ],
+)
+def test_a_bad_feature_of_an_item_is_named(tmp_path: Path, line: str, column: str) -> None:
+    path = tmp_path / "items.jsonl"
+    path.write_text(f"{line}\n")
+    with pytest.raises(LogError, match=rf"items\.jsonl, line 1, column {column}"):
+        list(read_items(path))
 
 
 def test_a_bad_item_is_named_by_line(tmp_path: Path) -> None:

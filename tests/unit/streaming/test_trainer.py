@@ -11,6 +11,7 @@ from pinrec.bundle import read_learner
 from pinrec.config import GenerationConfig, ModelConfig, TrainingConfig, Vocabulary
 from pinrec.dataset import EventColumns
 from pinrec.evaluation import prequential
+from pinrec.items import Catalogue, Item
 from pinrec.registry import Registry, RegistryError
 from streaming.archive import Archive, RowBuffer
 from streaming.config import KafkaSettings, StateSettings, TrainerSettings
@@ -252,6 +253,19 @@ def test_an_item_that_says_something_wrong_is_left_out(state, log, registry, kaf
     log.add(100)
     trainer(state, kafka_settings).round()
     assert registry.load("v000001").catalogue.item_ids == ["good"]
+
+
+def test_an_items_features_reach_the_catalogue(state, log, registry, kafka_settings):
+    features = {"title": "Bread", "categories": ("food",), "author": "ann", "numeric": {"year": 1995.0}}
+    with EventPublisher(kafka_settings, EventCodec(VOCABULARY)) as publisher:
+        publisher.publish_item(ItemUpdate(item_id="whole", **features))
+        publisher.flush()
+    log.add(100)
+    trainer(state, kafka_settings).round()
+    found = registry.load("v000001")
+    (bag,) = Catalogue.of([Item("whole", **features)], found.config).bags
+    assert found.catalogue.bags[found.catalogue.row("whole")].tolist() == bag.tolist()
+    assert (bag > 0).sum() == 7
 
 
 def test_what_deleted_users_did_is_dropped(state, log, kafka_settings):
