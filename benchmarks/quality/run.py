@@ -1,0 +1,152 @@
+"""One run: a model on one split of one log, fitted, selected on validation, and tested once."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+
+from benchmarks.quality.models import MODELS, Entry, Selection, catalogue_config, plain
+from benchmarks.quality.record import Epoch, Run, means, packed_users, run_name
+from benchmarks.result import ROOT, commit, machine
+from pinrec.baselines.contender import Contender
+from pinrec.measures import measure
+from pinrec.protocols import Split, UserLog, disjoint, leave_one_out
+from pinrec.selection import Fitted, fit_selected
+from streaming.item_files import items_beside
+from streaming.log_columns import log_in, read_log_columns
+
+CHECKPOINTS: Final = ROOT / ".pinrec" / "quality"
+_BLOCK: Final = 1 << 20
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Everything that decides a run.
+
+    Attributes:
+        data: folder of the log; its name is the data set's.
+        fold, folds: under `disjoint`.
+        all_engage: every action is a target, not only those declared engaging.
+        epochs: in place of the config's, for a trial.
+    """
+
+    data: Path
+    protocol: Literal["loo", "disjoint"]
+    model: str
+    seed: int = 0
+    fold: int = 0
+    folds: int = 5
+    all_engage: bool = False
+    epochs: int | None = None
+    device: str = "cpu"
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set."""
+        return self.data.resolve().name
+
+    @property
+    def name(self) -> str:
+        """Name of its JSON, without the ending."""
+        return run_name(self.dataset, self.protocol, self.model, self.seed, self._fold)
+
+    @property
+    def _fold(self) -> int | None:
+        return self.fold if self.protocol == "disjoint" else None
+
+
+class Prepared:
+    """A run with its data read and its model made. `fit` goes on from the checkpoint, so a finished one only loads."""
+
+    def __init__(self, wanted: Wanted, models: dict[str, Entry] | None = None) -> None:
+        """Read the log and split it.
+
+        Raises:
+            ValueError: the log cannot be read or split, or the settings are wrong; a sentence with the remedy.
+        """
+        self.wanted, self.commit = wanted, commit()
+        entry = (models or MODELS)[wanted.model]
+        self.config: Any = entry.config_for(wanted.dataset, wanted.protocol, wanted.epochs)
+        self.selection: Selection = entry.selection_for(wanted.dataset, wanted.protocol)
+        found = read_log_columns(wanted.data, config=catalogue_config(self.config), all_engage=wanted.all_engage)
+        log = UserLog.of(found.events, found.catalogue, found.vocabulary)
+        self.split: Split = leave_one_out(log) if wanted.protocol == "loo" else disjoint(log, wanted.fold, wanted.folds)
+        self.contender: Contender = entry.make(self.split, self.config, wanted.seed, wanted.device)
+
+    @cached_property
+    def data_sha256(self) -> str:
+        """Of the log, and of the items beside it, one after the other."""
+        log = log_in(self.wanted.data)
+        digest = hashlib.sha256()
+        for path in filter(None, (log, items_beside(log))):
+            with path.open("rb") as file:
+                while block := file.read(_BLOCK):
+                    digest.update(block)
+        return digest.hexdigest()
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """All settings, as JSON holds them."""
+        wanted = self.wanted
+        protocol: dict[str, Any] = {"all_engage": wanted.all_engage}
+        if wanted.protocol == "disjoint":
+            protocol["folds"] = wanted.folds
+        return {"model": plain(self.config), "selection": self.selection.model_dump(), "protocol": protocol}
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where it is kept. Other settings or data give another name: no run goes on from what is not its own."""
+        identity = json.dumps([self.wanted.name, self.described, self.data_sha256], sort_keys=True)
+        return CHECKPOINTS / f"{self.wanted.name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}.safetensors"
+
+    def fit(self, progress: Callable[[Fitted], None] | None = None) -> Fitted:
+        """Fit, or go on fitting; the contender is left with the weights that validated best."""
+        return fit_selected(
+            self.contender,
+            self.split.valid,
+            **self.selection.model_dump(),
+            checkpoint=self.checkpoint,
+            progress=progress,
+        )
+
+    def test(self, fitted: Fitted) -> Run:
+        """Test the selected weights."""
+        wanted, cases = self.wanted, self.split.test
+        found = measure(self.contender, cases, self.selection.embeddings)
+        is_disjoint = wanted.protocol == "disjoint"
+        return Run(
+            dataset=wanted.dataset,
+            protocol=wanted.protocol,
+            model=wanted.model,
+            seed=wanted.seed,
+            fold=wanted.fold if is_disjoint else None,
+            test=means(found.mean()),
+            valid=means(fitted.valid),
+            config=self.described,
+            commit=self.commit,
+            data_sha256=self.data_sha256,
+            seconds=round(fitted.seconds, 1),
+            curve=[
+                Epoch(
+                    epoch=point.epoch,
+                    loss=None if point.loss is None else float(f"{point.loss:.5g}"),
+                    seconds=round(point.seconds, 1),
+                    valid=None if point.valid is None else means(point.valid),
+                )
+                for point in fitted.curve
+            ],
+            machine=machine(ROOT),
+            users=packed_users(found, cases) if is_disjoint else None,
+        )
+
+
+def device_of(name: str) -> str:
+    """`auto` is the GPU where there is one."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,202 @@
+import gzip
+import json
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from benchmarks.quality import command, models
+from benchmarks.quality.models import EMBEDDINGS, MODELS, Entry, Selection
+from benchmarks.quality.record import Run, pack, read_runs, unpack
+from benchmarks.quality.run import Prepared, Wanted
+from benchmarks.result import BenchmarkError
+from pinrec.config import Frozen
+from pinrec.measures import measure
+from tests.unit.pinrec.small_split import Wanderer
+
+ITEMS, USERS, EMBEDDED = 40, 60, 2
+
+
+class WalkConfig(Frozen):
+    epochs: int = 4
+    pace: float = 1.0
+
+
+class Walk(Wanderer):
+    def __init__(self, split, config, seed):
+        super().__init__(split, config.epochs, seed)
+
+
+HERE = __name__
+ENTRY = Entry(
+    f"{HERE}:Walk", f"{HERE}:WalkConfig",
+    settings={"": {"pace": 2.0}, "loo": {"epochs": 5}},
+    selection={"tiny disjoint": {"embeddings": EMBEDDED}},
+)  # fmt: skip
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    rows = ["user_id,item_id,action,surface,timestamp"]
+    for user in range(USERS):
+        items = rng.permutation(ITEMS)[: rng.integers(4, 12)]
+        rows += [
+            f"{user},{item},{('click', 'like', 'skip')[rng.integers(3)]},web,{1_000 + time}"
+            for time, item in enumerate(items)
+        ]
+    with gzip.open(folder / "interactions.csv.gz", "wt") as file:
+        file.write("\n".join(rows) + "\n")
+    with gzip.open(folder / "items.csv.gz", "wt") as file:
+        file.write("item_id,title,category\n7,a title,x|y\n999,not in the log,\n")
+    return folder
+
+
+@pytest.fixture
+def run(data, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(models.MODELS, "walk", ENTRY)
+    monkeypatch.setattr("benchmarks.quality.run.CHECKPOINTS", tmp_path / "checkpoints")
+
+    def run(*more, protocol="disjoint", model="walk"):
+        out = tmp_path / "out"
+        code = command.main(["--data", str(data), "--protocol", protocol, "--model", model, "--out", str(out), *more])
+        return code, out, capsys.readouterr()
+
+    return run
+
+
+def test_a_run_leaves_one_json_with_what_decides_it_and_what_came_of_it(run):
+    code, out, said = run("--fold", "1", "--folds", "3", "--seed", "2")
+    path = out / "tiny-disjoint-walk-seed2-fold1.json"
+    assert code == 0
+    assert str(path) in said.out
+    assert "epoch 4/4" in said.out
+    content = json.loads(path.read_text())
+    assert list(content) == [
+        "dataset", "protocol", "model", "seed", "fold", "test", "valid", "config", "commit", "data_sha256", "seconds",
+        "curve", "machine", "users",
+    ]  # fmt: skip
+    assert content["config"] == {
+        "model": {"epochs": 4, "pace": 2.0},
+        "selection": {"metric": "unordered@10", "every": 1, "patience": None, "embeddings": EMBEDDED},
+        "protocol": {"all_engage": False, "folds": 3},
+    }
+    assert {"hr@10", "ndcg@10", "recall@10", "unordered@10", "equal@20", "diversity", "users", "targets"} <= set(
+        content["test"]
+    )
+    assert [epoch["epoch"] for epoch in content["curve"]] == [1, 2, 3, 4]
+    assert content["valid"] in [epoch["valid"] for epoch in content["curve"]]
+
+
+def test_leave_one_out_takes_every_action_and_records_no_users(run):
+    code, out, _ = run(protocol="loo")
+    content = json.loads((out / "tiny-loo-walk-seed0.json").read_text())
+    assert code == 0
+    assert content["config"]["protocol"] == {"all_engage": True}
+    assert content["config"]["model"]["epochs"] == 5
+    assert content["test"]["users"] == USERS
+    assert not {"fold", "users"} & set(content)
+
+
+def test_figures_of_each_user_survive_the_file(run, data):
+    _, out, _ = run()
+    (found,) = read_runs(out)
+    prepared = Prepared(Wanted(data, "disjoint", "walk"))
+    prepared.fit()
+    measured = measure(prepared.contender, prepared.split.test, EMBEDDED)
+    user, figures = found.per_user()
+    np.testing.assert_array_equal(user, measured.user)
+    assert {"recall@10", "unordered@10", "unordered@10:click", "unordered@10:like", "equal@20", "diversity"} == set(
+        figures
+    )
+    for name, values in figures.items():
+        np.testing.assert_allclose(values, measured.figures[name], atol=6e-4 if name == "diversity" else 1e-12)
+    np.testing.assert_array_equal(unpack(found.users["targets"]), measured.targets)
+
+
+def test_a_run_that_was_interrupted_goes_on_and_gives_the_same_json(run, monkeypatch):
+    _, out, _ = run(protocol="loo")
+    (whole,) = read_runs(out)
+    fit_epoch = Walk.fit_epoch
+
+    def interrupted(self):
+        if self.epoch == 3:
+            raise KeyboardInterrupt
+        return fit_epoch(self)
+
+    monkeypatch.setattr(Walk, "fit_epoch", interrupted)
+    code, _, said = run("--seed", "1", protocol="loo")
+    assert code == 130
+    assert "goes on from the last whole epoch" in said.err
+    monkeypatch.setattr(Walk, "fit_epoch", fit_epoch)
+    code, _, said = run("--seed", "1", protocol="loo")
+    assert code == 0
+    assert "epoch 3/5" not in said.out
+    assert "epoch 4/5" in said.out
+    assert len(read_runs(out)[1].curve) == len(whole.curve)
+
+
+def test_other_settings_do_not_go_on_from_a_checkpoint(run, data, tmp_path):
+    run()
+    code, _, said = run("--folds", "4")
+    assert code == 0
+    assert "epoch 1/4" in said.out
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
+def test_a_trial_of_few_epochs_stays_out_of_the_results(data, monkeypatch, tmp_path, run):
+    monkeypatch.setattr(command, "_TRIALS", tmp_path / "trials")
+    assert command.main(["--data", str(data), "--protocol", "loo", "--model", "walk", "--epochs", "2"]) == 0
+    assert len(read_runs(tmp_path / "trials")[0].curve) == 2
+
+
+def test_what_is_wrong_with_log_or_arguments_is_a_sentence(run, data):
+    assert "fold: must be from 0 to 4, not 9" in run("--fold", "9")[2].err
+    (data / "interactions.csv.gz").unlink()
+    code, _, said = run()
+    assert code == 2
+    assert "holds no log; name it interactions.csv.gz" in said.err
+
+
+def test_a_file_that_is_no_run_is_told(tmp_path):
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(BenchmarkError, match=r"x\.json: not a run"):
+        read_runs(tmp_path)
+
+
+def test_settings_go_from_the_general_to_the_particular():
+    entry = Entry(
+        f"{HERE}:Walk", f"{HERE}:WalkConfig",
+        settings={
+            "": {"epochs": 1, "pace": 1.0}, "loo": {"epochs": 2}, "ml1m": {"epochs": 3}, "ml1m loo": {"pace": 9.0}
+        },
+    )  # fmt: skip
+    assert entry.config_for("ml1m", "loo") == WalkConfig(epochs=3, pace=9.0)
+    assert entry.config_for("other", "loo") == WalkConfig(epochs=2, pace=1.0)
+    assert entry.but(pace=5.0).config_for("ml1m", "loo") == WalkConfig(epochs=3, pace=5.0)
+    assert entry.config_for("ml1m", "loo", epochs=7).epochs == 7
+    assert entry.selection_for("ml1m", "loo") == Selection(metric="ndcg@10")
+    assert entry.selection_for("ml1m", "disjoint").embeddings == EMBEDDINGS["ml1m"]
+    with pytest.raises(ValueError, match="pase"):
+        entry.but(pase=1.0).config_for("ml1m", "loo")
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("where", ["ml1m loo", "amazon_beauty loo", "kuairand_pure disjoint", "ml1m disjoint"])
+def test_every_model_has_a_config_that_is_valid(name, where):
+    module = MODELS[name].config.partition(":")[0]
+    if find_spec(module) is None:
+        pytest.skip(f"there is no {module} yet")
+    assert MODELS[name].config_for(*where.split()) is not None
+
+
+def test_counts_survive_packing():
+    values = np.array([0, 3, -2, 70_000])
+    np.testing.assert_array_equal(unpack(pack(values)), values)
+
+
+def test_a_run_cannot_have_unknown_keys():
+    with pytest.raises(ValueError, match="extra"):
+        Run.model_validate({"dataset": "a", "extra": 1})
