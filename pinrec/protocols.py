@@ -135,7 +135,7 @@ def leave_one_out(log: UserLog) -> Split:
     """Train on all but each user's last two events; users of fewer than three are trained on whole.
 
     Raises:
-        ProtocolError: no user has three events, or some users' timestamps are all alike and so have no order.
+        ProtocolError: no user has three events, no user's events differ in time, or there is nothing to be found.
     """
     _check_order(log)
     users = np.flatnonzero(log.end - log.start > FEWEST)
@@ -145,7 +145,13 @@ def leave_one_out(log: UserLog) -> Split:
     last = log.end[users] - 1
     train[last] = train[last - 1] = False
     start = log.start[users]
-    return Split(log, train, _cases(log, users, start, last - 1, last), _cases(log, users, start, last, last + 1))
+    valid, test = _cases(log, users, start, last - 1, last), _cases(log, users, start, last, last + 1)
+    if not len(valid) or not len(test):
+        raise ProtocolError(
+            "leave-one-out: no user ends with an unseen item that is engaged with; bring a longer log, or declare "
+            "which actions are engaging"
+        )
+    return Split(log, train, valid, test)
 
 
 def disjoint(log: UserLog, fold: int = 0, folds: int = 5, valid_share: float = 0.1, seed: int = 0) -> Split:
@@ -165,11 +171,11 @@ def disjoint(log: UserLog, fold: int = 0, folds: int = 5, valid_share: float = 0
     shuffled = np.random.default_rng(seed).permutation(users)
     tested = np.sort(shuffled[fold::folds])
     rest = np.random.default_rng((seed, fold)).permutation(np.setdiff1d(users, tested))
-    validated = np.sort(rest[: round(valid_share * len(users))])
+    validated = np.sort(rest[: max(1, round(valid_share * len(users)))])
     train = np.ones(len(log), np.bool_)
     train[np.isin(log.events.user, np.concatenate((tested, validated)))] = False
-    if not train.any():
-        raise ProtocolError(f"disjoint: {len(users)} users are too few for {folds} folds; bring a longer log")
+    if len(users) < folds or not train.any():
+        raise ProtocolError(f"disjoint: too few users ({len(users)}) for {folds} folds; bring a longer log")
     return Split(log, train, _halved(log, validated, "validation"), _halved(log, tested, "test"))
 
 
