@@ -5,7 +5,8 @@ things differ here, as there is no pre-trained text model: an item's vector is m
 of the company it keeps in the training histories; and the quantiser is residual k-means, which the later
 literature finds as good as the paper's RQ-VAE (OneRec, arXiv 2502.18965) and which needs no training of its own.
 
-Shapes: N items, D width of an item's vector, F features, V levels of codes, S codes of a level.
+Shapes: N items, D width of an item's vector, F features, V levels of codes, S codes of a level,
+P nodes of the trie, C children.
 """
 
 from collections.abc import Sequence
@@ -22,8 +23,8 @@ from torch.nn import functional as F
 
 from pinrec.config import Frozen
 from pinrec.items import Catalogue
+from pinrec.protocols import Indices
 
-Ints = NDArray[np.int64]
 SMOOTHING: Final = 0.75  # of context counts in the PPMI (Levy, Goldberg and Dagan 2015), against rare pairs
 OVERSAMPLING, POWERS = 16, 4  # of the randomised SVD (Halko, Martinsson and Tropp 2011)
 
@@ -42,50 +43,57 @@ class SemanticIdConfig(Frozen):
 
 
 @dataclass(frozen=True, eq=False)
+class Level:
+    """A level of the trie, seen from the P nodes above it, whose children are numbered in one run after the other.
+
+    Attributes:
+        node_N: int64[N], the node of this level under which an item lies.
+        first_P: int64[P], the first child of each node above.
+        code_PC: int64[P, C], the codes of a node's children, of which none has more than C; -1 where there are less.
+    """
+
+    node_N: Indices
+    first_P: Indices
+    code_PC: Indices
+
+
+@dataclass(frozen=True, eq=False)
 class SemanticIds:
     """The codes of N items, all tuples distinct, and the prefix trie of them.
-
-    The nodes of a trie's level are numbered in the order of their prefixes; level 0 is the root alone.
 
     Attributes:
         code_NV: int64[N, V].
     """
 
-    code_NV: Ints
+    code_NV: Indices
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
-        """Codes in use at each level, one more than the highest."""
+        """Codes of each level, one more than the highest in use."""
         return tuple(int(highest) + 1 for highest in self.code_NV.max(0))
 
     @cached_property
-    def node(self) -> Ints:
-        """int64[N, V], the trie's node under which an item lies at each level from the first; the last is its leaf."""
-        node, nodes = np.zeros(len(self.code_NV), np.int64), []
-        for code in self.code_NV.T:
-            node = np.unique(node * (int(code.max()) + 1) + code, return_inverse=True)[1]
-            nodes.append(node)
-        return np.stack(nodes, 1)
+    def trie(self) -> list[Level]:
+        """The levels below the root; a node of the last one is a leaf."""
+        levels, above_N, nodes_above = [], np.zeros(len(self.code_NV), np.int64), 1
+        for code_N, size in zip(self.code_NV.T, self.sizes, strict=True):
+            name, node_N = np.unique(above_N * size + code_N, return_inverse=True)
+            parent, code = np.divmod(name, size)
+            first_P = np.searchsorted(parent, np.arange(nodes_above))
+            code_PC = np.full((nodes_above, int(np.bincount(parent).max())), -1)
+            code_PC[parent, np.arange(len(name)) - first_P[parent]] = code
+            levels.append(Level(node_N, first_P, code_PC))
+            above_N, nodes_above = node_N, len(name)
+        return levels
 
     @cached_property
-    def child(self) -> list[Ints]:
-        """For each level, int64[nodes of the level above, S]: the node a code leads to, -1 where no item has it."""
-        above, tables = np.zeros(len(self.code_NV), np.int64), []
-        for level, size in enumerate(self.sizes):
-            table = np.full((int(above.max()) + 1, size), -1)
-            table[above, self.code_NV[:, level]] = self.node[:, level]
-            above = self.node[:, level]
-            tables.append(table)
-        return tables
-
-    @cached_property
-    def row(self) -> Ints:
+    def row(self) -> Indices:
         """int64[N], the item of each leaf."""
-        return np.argsort(self.node[:, -1])
+        return np.argsort(self.trie[-1].node_N)
 
 
 def semantic_ids(
-    catalogue: Catalogue, histories: Sequence[Ints], config: SemanticIdConfig, seed: int = 0
+    catalogue: Catalogue, histories: Sequence[Indices], config: SemanticIdConfig, seed: int = 0
 ) -> SemanticIds:
     """The catalogue's semantic IDs; the same arguments give the same IDs.
 
@@ -98,7 +106,7 @@ def semantic_ids(
     return SemanticIds(_told_apart(residual_codes(item_vectors(catalogue, histories, config, seed), config, seed)))
 
 
-def item_vectors(catalogue: Catalogue, histories: Sequence[Ints], config: SemanticIdConfig, seed: int = 0) -> Tensor:
+def item_vectors(catalogue: Catalogue, histories: Sequence[Indices], config: SemanticIdConfig, seed: int = 0) -> Tensor:
     """What the quantiser sees of each item, float32[N, D].
 
     Two halves, each a truncated SVD with rows of length 1 (0 for items without any): TF-IDF of words and categories,
@@ -122,7 +130,7 @@ def item_vectors(catalogue: Catalogue, histories: Sequence[Ints], config: Semant
     return torch.cat(halves, 1)
 
 
-def residual_codes(x_ND: Tensor, config: SemanticIdConfig, seed: int = 0) -> Ints:
+def residual_codes(x_ND: Tensor, config: SemanticIdConfig, seed: int = 0) -> Indices:
     """Codes of each level, int64[N, levels]: a level's k-means works on what the levels before left over."""
     codes, rng = [], np.random.default_rng(seed)
     for _ in range(config.levels):
@@ -132,7 +140,7 @@ def residual_codes(x_ND: Tensor, config: SemanticIdConfig, seed: int = 0) -> Int
     return np.stack(codes, 1)
 
 
-def _told_apart(code_NV: Ints) -> Ints:
+def _told_apart(code_NV: Indices) -> Indices:
     """One more code, which counts the items that have all others in common."""
     name = np.unique(code_NV, axis=0, return_inverse=True)[1].reshape(-1)
     order = np.argsort(name, kind="stable")
@@ -160,7 +168,7 @@ def _tf_idf(catalogue: Catalogue) -> Tensor:
     return _sparse(row_M, feature_M, weight_M / length_N[row_M], (len(catalogue), int(feature_M.max(initial=0)) + 1))
 
 
-def _ppmi(histories: Sequence[Ints], items: int, window: int) -> Tensor:
+def _ppmi(histories: Sequence[Indices], items: int, window: int) -> Tensor:
     """Positive pointwise mutual information, sparse [N, N]; a pair d items apart counts 1 / d."""
     user = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
     item = np.concatenate([np.zeros(0, np.int64), *histories])
@@ -181,7 +189,7 @@ def _ppmi(histories: Sequence[Ints], items: int, window: int) -> Tensor:
     return _sparse(a[positive], b[positive], information[positive].astype(np.float32), (items, items))
 
 
-def _sparse(row: Ints, column: Ints, value: NDArray[np.float32], shape: tuple[int, int]) -> Tensor:
+def _sparse(row: Indices, column: Indices, value: NDArray[np.float32], shape: tuple[int, int]) -> Tensor:
     return torch.sparse_coo_tensor(
         torch.from_numpy(np.stack((row, column))), torch.from_numpy(value), shape, check_invariants=False
     ).coalesce()

@@ -5,7 +5,7 @@ the codes of the whole history, so that one pass trains on all of its items; wid
 user token is left out, as it says nothing of a user who was never trained on.
 
 Shapes: B users, L items, T tokens (one to begin with, then V codes of each item), D width, H heads, K width of a
-head, W beams, S codes of a level, V levels.
+head, W beams, S codes of a level, V levels, C children of a node, X = W C.
 """
 
 import math
@@ -14,18 +14,18 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pinrec.baselines.contender import one_list
+from pinrec.baselines.fitting import seeded
 from pinrec.baselines.semantic_ids import SemanticIdConfig, SemanticIds, semantic_ids
+from pinrec.baselines.sequences import Sequences, by_length, real_lengths
 from pinrec.config import Frozen
 from pinrec.measures import Rows
-from pinrec.protocols import Cases, Split
+from pinrec.protocols import Cases, Indices, Split
 
-Ints = NDArray[np.int64]
 CLIP: Final = 1.0  # norm of a step's gradient
 BATCH: Final = 64  # users whose beams are searched at once
 
@@ -169,12 +169,14 @@ class Beams:
     def __init__(self, model: CodeDecoder, ids: SemanticIds) -> None:
         self.model = model
         self.code_NV = torch.from_numpy(ids.code_NV)
-        self.child = [torch.from_numpy(table) for table in ids.child]
-        self.node_NV, self.row_N = torch.from_numpy(ids.node), torch.from_numpy(ids.row)
-        self.items_below = [torch.bincount(node) for node in self.node_NV.T]
+        self.row_N = torch.from_numpy(ids.row)
+        self.node_VN = torch.from_numpy(np.stack([level.node_N for level in ids.trie]))
+        self.items_below = [torch.bincount(node_N) for node_N in self.node_VN]
+        self.first = [torch.from_numpy(level.first_P) for level in ids.trie]
+        self.code = [torch.from_numpy(level.code_PC) for level in ids.trie]
 
     @torch.inference_mode()
-    def search(self, item_BL: Tensor, length_B: Tensor, seen: list[Ints], beams: int) -> tuple[Tensor, Tensor]:
+    def search(self, item_BL: Tensor, length_B: Tensor, seen: list[Indices], beams: int) -> tuple[Tensor, Tensor]:
         """The items whose beams end best, int64[B, W], best first, and their log P, float32[B, W].
 
         -1 and minus infinity where a user has fewer items left.
@@ -193,27 +195,29 @@ class Beams:
         memory = Memory(keys, values, (torch.arange(h_BTD.shape[1]) <= last_B[:, None])[:, None])
         open_to = self._open(seen)
         node_BW, score_BW = torch.zeros(users, 1, dtype=torch.int64), torch.zeros(users, 1)
-        for level, (child, head) in enumerate(zip(self.child, self.model.heads, strict=True)):
-            below_BWS = child[node_BW]
-            allowed = below_BWS >= 0
-            below_BX = below_BWS.clamp(min=0).flatten(1)
-            allowed_BX = allowed.flatten(1) & open_to[level].gather(1, below_BX)
-            log_p_BWS = head(h_BWD).log_softmax(2)
-            score_BX = (score_BW[:, :, None] + log_p_BWS).flatten(1).masked_fill(~allowed_BX, -torch.inf)
+        for level, head in enumerate(self.model.heads):
+            code_BWC = self.code[level][node_BW]
+            children = code_BWC.shape[2]
+            below_BWC = self.first[level][node_BW][:, :, None] + torch.arange(children)
+            below_BX, code_BX = below_BWC.flatten(1), code_BWC.flatten(1)
+            allowed_BX = (code_BX >= 0) & open_to[level].gather(1, below_BX.clamp(max=open_to[level].shape[1] - 1))
+            log_p_BWC = head(h_BWD).log_softmax(2).gather(2, code_BWC.clamp(min=0))
+            score_BX = (score_BW[:, :, None] + log_p_BWC).flatten(1).masked_fill(~allowed_BX, -torch.inf)
             score_BW, best_BW = score_BX.topk(min(beams, score_BX.shape[1]))
-            node_BW = below_BX.gather(1, best_BW)
+            # What is not allowed ends a beam: it is kept at any node, with a score that stays minus infinity.
+            node_BW = below_BX.gather(1, best_BW).masked_fill(score_BW.isneginf(), 0)
             if level + 1 < levels:
-                parent_BW, code_BW = best_BW // child.shape[1], best_BW % child.shape[1]
-                memory.branch(parent_BW)
-                h_BWD = self.model.decode(code_BW + self.model.offset_V[level], length_B + 1, memory)
+                memory.branch(best_BW // children)
+                token_BW = code_BX.gather(1, best_BW).clamp(min=0) + self.model.offset_V[level]
+                h_BWD = self.model.decode(token_BW, length_B + 1, memory)
         return self.row_N[node_BW].masked_fill(score_BW.isneginf(), -1), score_BW
 
-    def _open(self, seen: list[Ints]) -> list[Tensor]:
+    def _open(self, seen: list[Indices]) -> list[Tensor]:
         """For each level, bool[B, nodes]: whether the user has unseen items below the node."""
         user = torch.from_numpy(np.repeat(np.arange(len(seen)), [len(rows) for rows in seen]))
-        node_MV = self.node_NV[torch.from_numpy(np.concatenate(seen))]
+        node_VM = self.node_VN[:, torch.from_numpy(np.concatenate(seen))]
         opened = []
-        for node_M, items in zip(node_MV.T, self.items_below, strict=True):
+        for node_M, items in zip(node_VM, self.items_below, strict=True):
             left = items.repeat(len(seen), 1)
             left.index_put_((user, node_M), torch.tensor(-1), accumulate=True)
             opened.append(left > 0)
@@ -226,14 +230,14 @@ class Tiger:
     def __init__(self, split: Split, config: TigerConfig, seed: int) -> None:
         self.config, self.seed, self.log = config, seed, split.log
         self.epochs, self.epoch = config.epochs, 0
-        rows = np.flatnonzero(split.train & split.log.engaged)
-        self.histories = _histories(split.log.item[rows], split.log.events.user[rows])
-        self._make(semantic_ids(split.log.catalogue, self.histories, config.ids, seed))
+        self.training = Sequences.of_training(split).engaged(split.log)
+        histories = np.split(split.log.item[self.training.row], self.training.start[1:-1])
+        self._made: tuple[Cases, Rows] | None = None
+        self._make(semantic_ids(split.log.catalogue, histories, config.ids, seed))
 
     def _make(self, ids: SemanticIds) -> None:
         self.ids = ids
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with seeded(self.seed):
             self.model = CodeDecoder(ids.sizes, self.config)
         self.beams = Beams(self.model, ids)
         self.optimiser = torch.optim.AdamW(
@@ -247,21 +251,20 @@ class Tiger:
     def fit_epoch(self) -> float:
         """One pass over all training histories; returns the mean of -log P(item) over the steps."""
         rng = np.random.default_rng((self.seed, self.epoch))
-        batches = list(_batches(self.histories, self.config, rng))
+        batches = list(_batches(self.training, self.config, rng))
         losses = []
         self.model.train()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(rng.integers(2**31)))
-            for step, (item_BL, real_BL) in enumerate(batches):
+        with seeded(int(rng.integers(2**63))):
+            for step, rows_BL in enumerate(batches):
                 rate = self.config.learning_rate * self._schedule((self.epoch + step / len(batches)) / self.epochs)
                 self.optimiser.param_groups[0]["lr"] = rate
-                loss = self.model.loss(self.beams.code_NV[item_BL], real_BL)
+                loss = self.model.loss(self.beams.code_NV[self.log.item[rows_BL]], torch.from_numpy(rows_BL >= 0))
                 self.optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                torch.autograd.backward(loss)
                 nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
                 self.optimiser.step()
                 losses.append(float(loss.detach()))
-        self.epoch += 1
+        self.epoch, self._made = self.epoch + 1, None
         return float(np.mean(losses))
 
     def _schedule(self, done: float) -> float:
@@ -281,7 +284,7 @@ class Tiger:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on from `state`. The IDs are taken from it too: another machine may round a borderline item elsewhere."""
         self._make(SemanticIds(state["codes"].numpy().copy()))
-        self.epoch = int(state["epoch"])
+        self.epoch, self._made = int(state["epoch"]), None
         self.model.load_state_dict({n.removeprefix("model."): v for n, v in state.items() if n.startswith("model.")})
         optimiser = self.optimiser.state_dict()
         moments: dict[int, dict[str, Tensor]] = {}
@@ -293,63 +296,51 @@ class Tiger:
 
     def ranked(self, cases: Cases, k: int) -> Rows:
         """The k best beams of each user, int64[B, k], best first."""
+        # `generated` is asked for the list that was just made, and beams are dear.
+        if self._made is None or self._made[0] is not cases or self._made[1].shape[1] != k:
+            self._made = cases, self._ranked(cases, k)
+        return self._made[1].copy()
+
+    def _ranked(self, cases: Cases, k: int) -> Rows:
         lists = np.full((len(cases), k), -1, np.int64)
-        at = 0
-        for batch in cases.batches(BATCH):
-            histories = [self._history(lo, hi) for lo, hi in zip(batch.lo, batch.hi, strict=True)]
-            item_BL, real_BL = _padded(histories)
-            found, _ = self.beams.search(item_BL, real_BL.sum(1), batch.seen, max(k, self.config.beam))
-            lists[at : at + len(batch), : min(k, found.shape[1])] = found[:, :k].numpy()
-            at += len(batch)
+        histories = Sequences.of_cases(cases).engaged(self.log)
+        for group in by_length(histories.length):
+            for at in range(0, len(group), BATCH):
+                users = group[at : at + BATCH]
+                rows_BL = histories.last(users, self.config.history)
+                found, _ = self.beams.search(
+                    torch.from_numpy(self.log.item[rows_BL]),
+                    torch.from_numpy(real_lengths(rows_BL)),
+                    [cases.seen[user] for user in users],
+                    max(k, self.config.beam),
+                )
+                lists[users, : found.shape[1]] = found[:, :k].numpy()
         return lists
 
     def generated(self, cases: Cases, embeddings: int, k: int) -> Rows:
         """The list of embeddings x k beams, cut into embeddings."""
         return one_list(self, cases, embeddings, k)
 
-    def _history(self, lo: int, hi: int) -> Ints:
-        item = self.log.item[lo:hi][self.log.engaged[lo:hi]]
-        return _without_repeats(item)[-self.config.history :]
 
+def _batches(sequences: Sequences, config: TigerConfig, rng: np.random.Generator) -> Iterator[Indices]:
+    """An epoch's batches in random order: rows of the log, int64[B, L], -1 is padding, only at the end.
 
-def _without_repeats(item: Ints) -> Ints:
-    """Without items that come again at once: one event may have several actions."""
-    return item[np.flatnonzero(np.diff(item, prepend=-1))]
-
-
-def _histories(item: Ints, user: NDArray[np.int32]) -> list[Ints]:
-    return [_without_repeats(part) for part in np.split(item, np.flatnonzero(np.diff(user)) + 1)]
-
-
-def _batches(histories: list[Ints], config: TigerConfig, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """An epoch's batches in random order: items int64[B, L] and which are real, bool[B, L].
-
-    Histories longer than the window are cut at a random phase; windows of like length share a batch, to save padding.
+    Histories longer than a window are cut at a random phase; windows of like length share a batch, to save padding.
     """
     size = config.history + 1
-    windows = []
-    for items in histories:
-        first = int(rng.integers(size)) if len(items) > size else 0
-        cuts = range(first, len(items), size)
-        windows += [part for part in np.split(items, [cut for cut in cuts if cut]) if len(part)]
-    shuffled = rng.permutation(len(windows))
-    lengths = np.array([len(window) for window in windows])[shuffled]
-    shuffled = shuffled[np.argsort(lengths, kind="stable")]
-    lengths.sort()
-    groups, at = [], 0
-    while at < len(shuffled):
-        # Sorted, so the longest of a run is its last: the run ends where rows x longest would be too many.
-        padded = lengths[at:] * np.arange(1, len(lengths) - at + 1)
-        to = at + max(1, int(np.searchsorted(padded, config.batch_items, side="right")))
-        groups.append(shuffled[at:to])
-        at = to
-    for group in rng.permutation(len(groups)):
-        yield _padded([windows[i] for i in groups[group]])
-
-
-def _padded(histories: list[Ints]) -> tuple[Tensor, Tensor]:
-    length_B = np.array([len(items) for items in histories])
-    real_BL = np.arange(length_B.max(initial=0)) < length_B[:, None]
-    item_BL = np.zeros(real_BL.shape, np.int64)
-    item_BL[real_BL] = np.concatenate(histories)
-    return torch.from_numpy(item_BL), torch.from_numpy(real_BL)
+    phase_S = np.where(sequences.length > size, rng.integers(size, size=len(sequences)), 0)
+    windows_S = -(-(sequences.length + phase_S) // size)
+    which = np.repeat(np.arange(len(sequences)), windows_S)
+    end = size * (np.arange(len(which)) - np.repeat(np.cumsum(windows_S) - windows_S, windows_S) + 1) - phase_S[which]
+    begin, end = np.maximum(end - size, 0), np.minimum(end, sequences.length[which])
+    order = rng.permutation(len(which))
+    order = order[np.argsort((end - begin)[order], kind="stable")]
+    batches, at = [], 0
+    while at < len(order):
+        # Sorted, so that the last is the longest: the batch ends where rows x longest would be too many.
+        padded = (end - begin)[order[at:]] * np.arange(1, len(order) - at + 1)
+        batches.append(order[at : at + max(1, int(np.searchsorted(padded, config.batch_items, side="right")))])
+        at += len(batches[-1])
+    for batch in rng.permutation(len(batches)):
+        rows = batches[batch]
+        yield sequences.padded(which[rows], begin[rows], (end - begin)[rows])
