@@ -59,9 +59,8 @@ def read_log_columns(
     beside = items_beside(path)
     for update in read_items(beside) if beside else ():
         if update.item_id in items:
-            items[update.item_id] = Item(
-                update.item_id, update.title, update.categories, update.embedding, update.created_at
-            )
+            # Every field of an item is one of its update.
+            items[update.item_id] = Item(**dict(update))
     return LogColumns(events, Catalogue.of(list(items.values()), config or ModelConfig()), vocabulary)
 
 

@@ -5,7 +5,7 @@ and both ("ml1m loo"). The config's own defaults hold for the rest.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,19 +39,20 @@ class Entry:
         contender: "module:class", made of (split, config, seed); imported when it is asked for.
         config: "module:class" of its config, a pydantic model or a dataclass of them.
         settings, selection: by data set and protocol, see above.
+        recipe: begins the names of its recipes in `pinrec.baselines.presets`, which hold where there is one for the
+            data set under leave-one-out.
     """
 
     contender: str
     config: str
     settings: Mapping[str, Settings] = field(default_factory=dict)
     selection: Mapping[str, Settings] = field(default_factory=dict)
+    recipe: str | None = None
 
-    def but(self, **settings: Any) -> "Entry":
-        """The same with other settings, whatever the data."""
-        return Entry(
-            self.contender, self.config, {**self.settings, "always": merged(self.settings, ("always",), settings)},
-            self.selection,
-        )  # fmt: skip
+    def but(self, settings: Mapping[str, Settings]) -> "Entry":
+        """The same with other settings, by the same keys."""
+        both = {key: _over(self.settings.get(key, {}), settings.get(key, {})) for key in {**self.settings, **settings}}
+        return replace(self, settings=both)
 
     def config_for(self, dataset: str, protocol: str, epochs: int | None = None) -> Any:
         """The config; `epochs`, where given, replaces its own.
@@ -61,7 +62,12 @@ class Entry:
         """
         kind = _named(self.config)
         last = {} if epochs is None or "epochs" not in _fields(kind) else {"epochs": epochs}
-        return TypeAdapter(kind).validate_python(merged(self.settings, (*keys(dataset, protocol), "always"), last))
+        if self.recipe is not None and protocol == "loo":
+            recipes = _named("pinrec.baselines.presets:PUBLISHED")
+            for name, published in recipes.items():
+                if name.startswith(self.recipe) and published.data == dataset:
+                    return published.config.model_copy(update=last)
+        return TypeAdapter(kind).validate_python(_over(merged(self.settings, keys(dataset, protocol)), last))
 
     def selection_for(self, dataset: str, protocol: str) -> Selection:
         """How its epoch is chosen."""
@@ -78,11 +84,11 @@ class Entry:
         return made
 
 
-def merged(by_key: Mapping[str, Settings], which: tuple[str, ...], last: Settings | None = None) -> dict[str, Any]:
-    """The settings under these keys, later ones over earlier ones, and `last` over all; nested ones key by key."""
+def merged(by_key: Mapping[str, Settings], which: tuple[str, ...]) -> dict[str, Any]:
+    """The settings under these keys, later ones over earlier ones, nested ones key by key."""
     found: dict[str, Any] = {}
-    for settings in (*(by_key.get(key, {}) for key in which), last or {}):
-        found = _over(found, settings)
+    for key in which:
+        found = _over(found, by_key.get(key, {}))
     return found
 
 
@@ -123,27 +129,70 @@ def _named(path: str) -> Any:
 _PINREC: Final = Entry(
     "pinrec.contender:PinRec",
     "pinrec.contender:PinRecRecipe",
-    settings={"": {"model": {}, "training": {}, "generation": {"mode": "multi_token"}, "epochs": 40}},
+    settings={
+        "": {"model": {}, "training": {}, "generation": {"mode": "multi_token"}, "epochs": 40},
+        # Two outcomes, four offsets, two steps: 16.
+        "kuairand_pure disjoint": {"generation": {"default_outcomes": {"click": 0.5, "long_view": 0.5}, "steps": 2}},
+        # Three outcomes, four offsets, one step: 12.
+        "ml1m disjoint": {"generation": {"steps": 1}},
+    },
 )
+_PUBLISHED: Final = {"ml1m": {"every": 2, "patience": 10}, "amazon_beauty": {"every": 4, "patience": 10}}
+_DISJOINT: Final = {"disjoint": {"patience": 5}}
 
 MODELS: Final[dict[str, Entry]] = {
     "popular": Entry("pinrec.baselines.popular:Popular", "pinrec.baselines.popular:PopularConfig"),
     "popular_recent": Entry(
-        "pinrec.baselines.popular:Popular",
-        "pinrec.baselines.popular:PopularConfig",
-        settings={"": {"recent_days": 3.0}},
+        "pinrec.baselines.popular:Popular", "pinrec.baselines.popular:PopularConfig", settings={"": {"kind": "recent"}}
     ),
-    "two_tower": Entry("pinrec.baselines.two_tower:TwoTower", "pinrec.baselines.two_tower:TwoTowerConfig"),
+    "two_tower": Entry(
+        "pinrec.baselines.two_tower:TwoTower", "pinrec.baselines.two_tower:TwoTowerConfig", selection=_DISJOINT
+    ),
     "sasrec_bce": Entry(
-        "pinrec.baselines.sasrec:SASRec", "pinrec.baselines.sasrec:SASRecConfig", settings={"": {"loss": "bce"}}
+        "pinrec.baselines.sasrec:SASRec",
+        "pinrec.baselines.sasrec:SASRecConfig",
+        settings={"": {"loss": "bce"}, "disjoint": {"epochs": 60, "width": 64, "dropout": 0.3}},
+        selection=_PUBLISHED | _DISJOINT,
+        recipe="sasrec-bce",
     ),
-    "sasrec": Entry("pinrec.baselines.sasrec:SASRec", "pinrec.baselines.sasrec:SASRecConfig"),
+    "sasrec": Entry(
+        "pinrec.baselines.sasrec:SASRec",
+        "pinrec.baselines.sasrec:SASRecConfig",
+        settings={"": {"loss": "softmax"}, "disjoint": {"epochs": 60, "width": 64, "dropout": 0.3}},
+        selection=_PUBLISHED | _DISJOINT,
+        recipe="sasrec-softmax",
+    ),
     "pinnerformer": Entry(
-        "pinrec.baselines.pinnerformer:PinnerFormer", "pinrec.baselines.pinnerformer:PinnerFormerConfig"
+        "pinrec.baselines.pinnerformer:PinnerFormer",
+        "pinrec.baselines.pinnerformer:PinnerFormerConfig",
+        selection=_DISJOINT,
     ),
-    "hstu": Entry("pinrec.baselines.hstu:HSTU", "pinrec.baselines.hstu:HSTUConfig"),
-    "tiger": Entry("pinrec.baselines.tiger:Tiger", "pinrec.baselines.tiger:TigerConfig"),
-    "pinrec_uc": _PINREC.but(generation={"mode": "unconditioned"}),
-    "pinrec_oc": _PINREC.but(generation={"mode": "outcome"}),
+    "hstu": Entry(
+        "pinrec.baselines.hstu:HSTU",
+        "pinrec.baselines.hstu:HSTUConfig",
+        settings={"disjoint": {"epochs": 60}},
+        selection=_PUBLISHED | _DISJOINT,
+        recipe="hstu",
+    ),
+    "tiger": Entry(
+        "pinrec.baselines.tiger:Tiger",
+        "pinrec.baselines.tiger:TigerConfig",
+        selection=_PUBLISHED | _DISJOINT,
+    ),
+    "pinrec_uc": _PINREC.but(
+        {
+            "": {"generation": {"mode": "unconditioned"}},
+            "kuairand_pure disjoint": {"generation": {"steps": 16}},
+            "ml1m disjoint": {"generation": {"steps": 12}},
+        }
+    ),
+    "pinrec_oc": _PINREC.but(
+        {
+            "": {"generation": {"mode": "outcome"}},
+            "kuairand_pure disjoint": {"generation": {"steps": 8}},
+            "ml1m disjoint": {"generation": {"steps": 4}},
+        }
+    ),
     "pinrec": _PINREC,
 }
+"""Ablations are `_PINREC.but(...)` under a name of their own."""

@@ -175,12 +175,14 @@ def test_settings_go_from_the_general_to_the_particular():
     )  # fmt: skip
     assert entry.config_for("ml1m", "loo") == WalkConfig(epochs=3, pace=9.0)
     assert entry.config_for("other", "loo") == WalkConfig(epochs=2, pace=1.0)
-    assert entry.but(pace=5.0).config_for("ml1m", "loo") == WalkConfig(epochs=3, pace=5.0)
+    other = entry.but({"ml1m loo": {"epochs": 5}, "": {"pace": 5.0}})
+    assert other.config_for("ml1m", "loo") == WalkConfig(epochs=5, pace=9.0)
+    assert other.config_for("other", "loo") == WalkConfig(epochs=2, pace=5.0)
     assert entry.config_for("ml1m", "loo", epochs=7).epochs == 7
     assert entry.selection_for("ml1m", "loo") == Selection(metric="ndcg@10")
     assert entry.selection_for("ml1m", "disjoint").embeddings == EMBEDDINGS["ml1m"]
     with pytest.raises(ValueError, match="pase"):
-        entry.but(pase=1.0).config_for("ml1m", "loo")
+        entry.but({"": {"pase": 1.0}}).config_for("ml1m", "loo")
 
 
 @pytest.mark.parametrize("name", MODELS)
