@@ -1,8 +1,9 @@
 """A bundle: everything one version answers with, in one folder that is checked before it serves.
 
 manifest.json            what the files must be (`Manifest`)
-model.safetensors        weights
-table.npy                item vectors, float32[N, D], in catalogue order
+model.safetensors        dense weights
+ids.npy                  tables of the ID embedding, float32; mapped, so that the processes of a machine share them
+table.npy                item vectors in catalogue order, float32[N, D] or [N] of `quantised.row_dtype`; mapped
 index.faiss              the index over them
 catalogue.safetensors    items
 popularity.safetensors   the answer to unknown users
@@ -12,6 +13,7 @@ learner.safetensors      optional: what training goes on from
 import copy
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -19,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ from torch import Tensor
 
 from pinrec.budget import normalised
 from pinrec.config import Frozen, GenerationConfig, Mode, ModelConfig, Vocabulary
+from pinrec.exact import CHUNK, perturbed_rows
 from pinrec.generation import GenerationRequest, embed
 from pinrec.hashing import hash_id
 from pinrec.history import History, HistoryEvent
@@ -37,17 +40,25 @@ from pinrec.index import IndexFileError, ItemIndex
 from pinrec.items import CATALOGUE_FILE, Catalogue
 from pinrec.model import PinRecModel, as_int64
 from pinrec.popularity import POPULARITY_FILE, Popularity
+from pinrec.quantised import QuantisedTable, int8_recall, quantise, row_dtype
+from pinrec.tower import id_tables_shape
 
-FORMAT: Final = 1
+log = logging.getLogger(__name__)
+
+FORMAT: Final = 2
 MANIFEST: Final = "manifest.json"
 MODEL: Final = "model.safetensors"
+IDS: Final = "ids.npy"
 TABLE: Final = "table.npy"
 INDEX: Final = "index.faiss"
 LEARNER: Final = "learner.safetensors"
-REQUIRED: Final = (MODEL, TABLE, INDEX, CATALOGUE_FILE, POPULARITY_FILE)
+REQUIRED: Final = (MODEL, IDS, TABLE, INDEX, CATALOGUE_FILE, POPULARITY_FILE)
 TOLERANCE: Final = 1e-3
 """Processors differ in the sixth digit; a wrong weight or row in the first."""
 LOWEST_RECALL: Final = 0.9
+LOWEST_TABLE_RECALL: Final = 0.95
+"""Of an INT8 table; where it would lose more, as of items that lie close together, the table stays float32."""
+_ID_WEIGHT: Final = "tower.ids.weight.weight"
 _GOLDEN_LENGTHS: Final = (1, 7, 30)
 _GOLDEN_K: Final = 10
 _SAMPLE: Final = 2_048
@@ -78,6 +89,13 @@ class IndexEntry(Frozen):
 
     kind: str
     nprobe: int
+    recall: float
+
+
+class TableEntry(Frozen):
+    """How the item table is stored; `recall` is recall@100 of it against float32, for perturbed rows of it."""
+
+    dtype: Literal["float32", "int8"]
     recall: float
 
 
@@ -112,6 +130,7 @@ class Manifest(Frozen):
     vocabulary: Vocabulary
     outcomes: Annotated[dict[str, float], Field(description="default budget: shares as frequent as in training")]
     items: int
+    table: TableEntry
     index: IndexEntry
     metrics: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
     golden: tuple[GoldenQuery, ...] = ()
@@ -148,13 +167,13 @@ class Bundle:
 
     Attributes:
         model: in eval mode, without gradients.
-        table: float32[N, D], item vectors in catalogue order.
+        table: item vectors in catalogue order; `table[rows]` is float32[len(rows), D].
     """
 
     manifest: Manifest
     model: PinRecModel
     catalogue: Catalogue
-    table: np.ndarray
+    table: np.ndarray | QuantisedTable
     index: ItemIndex
     popularity: Popularity
 
@@ -185,6 +204,7 @@ class Bundle:
         table = model.item_table(catalogue)
         _check_table(table, len(catalogue), model.config.width)
         index = ItemIndex.build(table)
+        stored, table_entry = _stored(table, model.config)
         assert index.report is not None
         budget = outcomes or dict.fromkeys(model.vocabulary.outcomes, 1.0)
         manifest = Manifest(
@@ -195,10 +215,11 @@ class Bundle:
             vocabulary=model.vocabulary,
             outcomes=normalised(budget, model.vocabulary),
             items=len(catalogue),
+            table=table_entry,
             index=IndexEntry(**asdict(index.report)),
             metrics=dict(metrics or {}),
         )
-        bundle = cls(manifest, model, catalogue, table, index, popularity)
+        bundle = cls(manifest, model, catalogue, stored, index, popularity)
         golden = tuple(bundle._answered(query) for query in _golden_queries(catalogue, model.vocabulary))
         return replace(bundle, manifest=manifest.model_copy(update={"golden": golden}))
 
@@ -271,15 +292,19 @@ class Bundle:
 
     def _write_files(self, folder: Path, learner: Mapping[str, Tensor] | None) -> None:
         try:
-            save_file(self.model.state_dict(), folder / MODEL)
+            weights = self.model.state_dict()
+            ids = weights.pop(_ID_WEIGHT)
+            save_file(weights, folder / MODEL)
             if learner is not None:
                 save_file(dict(learner), folder / LEARNER)
             self.catalogue.save(folder)
             self.popularity.save(folder)
         except SafetensorError as error:
             raise OSError(str(error)) from error
-        with (folder / TABLE).open("wb") as file:
-            np.save(file, self.table, allow_pickle=False)
+        table = self.table.stored if isinstance(self.table, QuantisedTable) else self.table
+        for name, array in ((IDS, ids.numpy()), (TABLE, table)):
+            with (folder / name).open("wb") as file:
+                np.save(file, array, allow_pickle=False)
         self.index.save(folder / INDEX)
 
     @classmethod
@@ -287,25 +312,23 @@ class Bundle:
         """Load and check a bundle.
 
         Args:
-            mmap: map item table and index, so that the processes of a machine share their pages.
+            mmap: map ID embedding, item table and index, so that the processes of a machine share their pages.
 
         Raises:
             BundleError: naming the check it fails.
         """
         manifest = read_manifest(folder)
         _check_files(folder, manifest)
-        model = _load_model(folder, manifest)
+        model = _load_model(folder, manifest, mmap)
+        table = _as_table(_load_array(folder / TABLE, "r" if mmap else None), manifest)
         try:
-            table = np.asarray(np.load(folder / TABLE, mmap_mode="r" if mmap else None, allow_pickle=False))
             index = ItemIndex.load(folder / INDEX, mmap)
             catalogue = Catalogue.load(folder)
             popularity = Popularity.load(folder)
         except IndexFileError as error:
             raise BundleError("format", str(error)) from None
         except (ValueError, KeyError, TypeError, EOFError, SafetensorError) as error:
-            raise BundleError(
-                "format", f"{TABLE}, {CATALOGUE_FILE} or {POPULARITY_FILE} cannot be read: {error}"
-            ) from None
+            raise BundleError("format", f"{CATALOGUE_FILE} or {POPULARITY_FILE} cannot be read: {error}") from None
         bundle = cls(manifest, model, catalogue, table, index, popularity)
         bundle._check()
         return bundle
@@ -339,8 +362,8 @@ class Bundle:
                 torch.from_numpy(self.catalogue.content[rows]),
                 torch.from_numpy(self.catalogue.has_content[rows]),
             )
-        worst = np.abs(fresh.numpy() - self.table[rows]).max()
-        if not worst < TOLERANCE:
+        differs_ND = np.abs(fresh.numpy() - self.table[rows]) - _bound(self.table, rows)[:, None]
+        if not (worst := differs_ND.max()) < TOLERANCE:
             raise BundleError("table", f"{TABLE} differs by {worst:.3g} from what the model makes of the catalogue")
 
     def _answered(self, query: GoldenQuery) -> GoldenQuery:
@@ -367,7 +390,8 @@ class Bundle:
         scores, _ = self.index.search(e_SD[:1], len(query.items))
         rows = np.array([self.catalogue.row(item_id) for item_id in query.items])
         # Of items whose scores are all but equal, any may come first.
-        if (rows < 0).any() or (self.table[rows] @ e_SD[0] < scores[0] - TOLERANCE).any():
+        least = scores[0] - TOLERANCE - _bound(self.table, rows) * self.config.width**0.5
+        if (rows < 0).any() or (self.table[rows] @ e_SD[0] < least).any():
             raise BundleError("golden", "a golden history gives other items than when the bundle was made")
 
 
@@ -427,7 +451,27 @@ def _check_file(path: Path, expected: FileEntry) -> None:
         raise BundleError("hash", f"{path.name} is not as it was written: {size}")
 
 
-def _load_model(folder: Path, manifest: Manifest) -> PinRecModel:
+def _load_array(path: Path, mmap_mode: Literal["r", "c"] | None) -> np.ndarray:
+    try:
+        return np.asarray(np.load(path, mmap_mode=mmap_mode, allow_pickle=False))
+    except (ValueError, TypeError, EOFError) as error:
+        raise BundleError("format", f"{path.name} cannot be read: {error}") from None
+
+
+def _load_ids(folder: Path, config: ModelConfig, mmap: bool) -> Tensor:
+    # torch knows no read-only memory. Pages mapped to be copied when written are shared all the same: nobody writes.
+    ids = _load_array(folder / IDS, "c" if mmap else None)
+    if ids.dtype != np.float32:
+        raise BundleError("dtype", f"{IDS} is {ids.dtype}, not float32")
+    if ids.shape != (expected := id_tables_shape(config)):
+        raise BundleError("shape", f"{IDS} has shape {ids.shape}, the model's ID embedding {expected}")
+    if not all(np.isfinite(ids[at : at + CHUNK]).all() for at in range(0, len(ids), CHUNK)):
+        raise BundleError("nan", f"{IDS} has NaN or infinity")
+    return torch.from_numpy(ids)
+
+
+def _load_model(folder: Path, manifest: Manifest, mmap: bool) -> PinRecModel:
+    ids = _load_ids(folder, manifest.config, mmap)
     try:
         weights = load_file(folder / MODEL)
     except SafetensorError as error:
@@ -436,29 +480,60 @@ def _load_model(folder: Path, manifest: Manifest) -> PinRecModel:
         if not bool(weight.isfinite().all()):
             raise BundleError("nan", f"{MODEL} has NaN or infinity in {name}")
     with torch.random.fork_rng(devices=[]):  # random first weights must not move the caller's generator
-        model = PinRecModel(manifest.config, manifest.vocabulary)
+        model = PinRecModel(manifest.config, manifest.vocabulary, ids)
     for name, expected in model.state_dict().items():
         if name in weights and weights[name].dtype != expected.dtype:
             raise BundleError("dtype", f"{MODEL} has {weights[name].dtype} in {name}, not {expected.dtype}")
     try:
-        model.load_state_dict(weights)
+        missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         raise BundleError("shape", f"{MODEL} does not fit the manifest's config: {error}") from None
+    if set(missing) != {_ID_WEIGHT} or unexpected:
+        raise BundleError(
+            "shape", f"{MODEL}: {IDS} alone must hold {_ID_WEIGHT}; lacking {missing}, too much {unexpected}"
+        )
     return model.eval().requires_grad_(False)
 
 
-def _check_table(table: np.ndarray, items: int, width: int) -> None:
-    if table.dtype != np.float32:
-        raise BundleError("dtype", f"{TABLE} is {table.dtype}, not float32")
-    if table.ndim != 2 or table.shape[1] != width:
+def _stored(table_ND: np.ndarray, config: ModelConfig) -> tuple[np.ndarray | QuantisedTable, TableEntry]:
+    """The table as the config asks for it, or as it is where too much would be lost."""
+    if config.table_dtype == "int8":
+        recall = int8_recall(table_ND, perturbed_rows(table_ND))
+        if recall >= LOWEST_TABLE_RECALL:
+            return quantise(table_ND), TableEntry(dtype="int8", recall=recall)
+        log.warning("the item table stays float32: int8 would find %.2f of the best 100", recall)
+    return table_ND, TableEntry(dtype="float32", recall=1.0)
+
+
+def _as_table(array: np.ndarray, manifest: Manifest) -> np.ndarray | QuantisedTable:
+    quantised = manifest.table.dtype == "int8"
+    expected = row_dtype(manifest.config.width) if quantised else np.dtype(np.float32)
+    if array.dtype != expected:
+        raise BundleError("dtype", f"{TABLE} is {array.dtype}, not {expected}")
+    if array.ndim != (1 if quantised else 2):
+        raise BundleError("shape", f"{TABLE} has shape {array.shape}")
+    return QuantisedTable(array) if quantised else array
+
+
+def _bound(table: np.ndarray | QuantisedTable, rows: Any) -> np.ndarray:
+    """How far a number of each of the rows may be from what the model made, float32[len(rows)]."""
+    return table.bound(rows) if isinstance(table, QuantisedTable) else np.zeros(len(table[rows]), np.float32)
+
+
+def _check_table(table: np.ndarray | QuantisedTable, items: int, width: int) -> None:
+    if table.shape[1] != width:
         raise BundleError("shape", f"{TABLE} has shape {table.shape}, the model is {width} wide")
     if len(table) != items:
         raise BundleError("rows", f"{TABLE} has {len(table)} rows for {items} items")
-    if not np.isfinite(table).all():
-        raise BundleError("nan", f"{TABLE} has NaN or infinity")
-    norms = np.linalg.norm(table, axis=1)
-    if np.abs(norms - 1).max(initial=0) > TOLERANCE:
-        raise BundleError("norm", f"{TABLE} has rows of length {norms.min():.3g} to {norms.max():.3g}, not 1")
+    for at in range(0, items, CHUNK):
+        rows = slice(at, at + CHUNK)
+        with np.errstate(invalid="ignore", over="ignore"):
+            x_ND = table[rows]
+            norms = np.linalg.norm(x_ND, axis=1)
+        if not np.isfinite(x_ND).all():
+            raise BundleError("nan", f"{TABLE} has NaN or infinity")
+        if (np.abs(norms - 1) > TOLERANCE + _bound(table, rows) * width**0.5).any():
+            raise BundleError("norm", f"{TABLE} has rows of length {norms.min():.3g} to {norms.max():.3g}, not 1")
 
 
 def _golden_queries(catalogue: Catalogue, vocabulary: Vocabulary) -> list[GoldenQuery]:

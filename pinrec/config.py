@@ -87,6 +87,9 @@ class ModelConfig(Frozen):
     bag_size: int = Field(16, ge=1, description="most content features of one item or query")
     bag_width: int = Field(32, ge=1)
     content_width: int = Field(0, ge=0, description="length of ItemUpdate.embedding; 0 = none")
+    table_dtype: Literal["float32", "int8"] = Field(
+        "float32", description="of the item vectors in a bundle; int8 is a quarter of the size"
+    )
     dropout: float = Field(0.1, ge=0, lt=1)
     offsets_s: tuple[float, ...] = Field(
         (0.0, 30.0, 60.0, 180.0), min_length=1, description="time offsets generated in one step, in seconds"

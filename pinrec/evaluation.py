@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pinrec.config import Mode, Vocabulary
 from pinrec.dataset import EventColumns
+from pinrec.exact import Rows
 from pinrec.history import window_start
 from pinrec.items import Catalogue
 from pinrec.model import PinRecModel, previous_timestamps
@@ -24,9 +25,9 @@ Search = Callable[[NDArray[np.float32], int], tuple[NDArray[np.float32], NDArray
 BATCH: Final = 128
 
 
-def exact_search(table: NDArray[np.float32]) -> Search:
+def exact_search(table: Rows) -> Search:
     """Search by all inner products with `table` [N, D]."""
-    items = torch.from_numpy(table)
+    items = torch.from_numpy(table[:])
 
     def search(queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         scores, rows = (torch.from_numpy(queries) @ items.T).topk(min(k, len(items)), 1)
@@ -62,7 +63,7 @@ def outcome_shares(events: EventColumns, vocabulary: Vocabulary) -> dict[str, fl
 
 def prequential(
     model: PinRecModel,
-    table: NDArray[np.float32],
+    table: Rows,
     catalogue: Catalogue,
     events: EventColumns,
     since_row: int,

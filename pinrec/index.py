@@ -10,11 +10,13 @@ from typing import Any, Final, Literal
 import faiss
 import numpy as np
 
+from pinrec.exact import Rows, inner_products, perturbed_rows, recall
+
 EXACT_BELOW: Final = 200_000
 """Up to this many items an exact scan answers in a few milliseconds, so no graph is built."""
 RECALL_GOAL: Final = 0.98
+_TIE: Final = 1e-5  # FAISS adds up in another order
 _TRAINED_PER_LIST: Final = 64
-_SAMPLE: Final = 64
 
 
 def use_threads(threads: int) -> None:
@@ -86,23 +88,15 @@ class ItemIndex:
         """(scores float32[E, k], rows int64[E, k]), best first; rows are -1 where the index has no more to give."""
         return self._index.search(np.ascontiguousarray(q_ED, np.float32), k)  # type: ignore[no-any-return]
 
-    def recall(self, table_ND: np.ndarray, k: int = 100, sample: int = _SAMPLE) -> float:
-        """Share of the exact scan's top k that a search finds, for `sample` perturbed rows of the table.
+    def recall(self, table: Rows, k: int = 100) -> float:
+        """Share of the exact scan's top k that a search finds, for perturbed rows of the table.
 
         What a search returns is scored again by the table: an index over other vectors, or over the same
-        ones in another order, finds little. An item as good as the k-th counts as found, whichever tie it is.
+        ones in another order, finds little.
         """
-        rng = np.random.default_rng(1)
-        q_ED = np.array(table_ND[rng.integers(0, len(table_ND), sample)])
-        q_ED += rng.normal(0, 0.3 / q_ED.shape[1] ** 0.5, q_ED.shape)
-        q_ED /= np.linalg.norm(q_ED, axis=1, keepdims=True)
-        k = min(k, len(table_ND))
-        exact_EN = q_ED @ np.asarray(table_ND).T
-        kth_E1 = -np.partition(-exact_EN, k - 1, axis=1)[:, k - 1 : k]
-        _, rows_EK = self.search(q_ED, k)
-        inside_EK = (rows_EK >= 0) & (rows_EK < len(table_ND))
-        found_EK = inside_EK & (np.take_along_axis(exact_EN, np.where(inside_EK, rows_EK, 0), axis=1) >= kth_E1 - 1e-5)
-        return float(found_EK.mean())
+        q_ED = perturbed_rows(table)
+        _, rows_EK = self.search(q_ED, min(k, len(table)))
+        return recall(inner_products(q_ED, table), rows_EK, _TIE)
 
     def save(self, path: Path) -> None:
         """Write the index.

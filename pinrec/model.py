@@ -38,10 +38,10 @@ class PinRecModel(nn.Module):
     unconditioned, outcome and multi_token requests (see `head`).
     """
 
-    def __init__(self, config: ModelConfig, vocabulary: Vocabulary) -> None:
+    def __init__(self, config: ModelConfig, vocabulary: Vocabulary, ids: Tensor | None = None) -> None:
         super().__init__()
         self.config, self.vocabulary = config, vocabulary
-        self.tower = ItemTower(config)
+        self.tower = ItemTower(config, ids)
         self.item_in = nn.Linear(config.width, config.width)
         self.action = nn.Embedding(len(vocabulary.actions), config.width)
         self.surface = nn.Embedding(len(vocabulary.surfaces), config.width)

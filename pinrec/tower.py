@@ -36,9 +36,12 @@ class MultiHashEmbedding(nn.Module):
     Needs no vocabulary: two items share a vector only if they collide in every table.
     """
 
-    def __init__(self, tables: int, buckets: int, width: int) -> None:
+    def __init__(self, tables: int, buckets: int, width: int, weight: Tensor | None = None) -> None:
         super().__init__()
         self.tables, self.buckets = tables, buckets
+        if weight is not None:  # as it lies, mapped perhaps: neither copied nor trained
+            self.weight = nn.Embedding(len(weight), weight.shape[1], _weight=weight, _freeze=True)
+            return
         self.weight = nn.Embedding(tables * buckets, width // tables)
         nn.init.normal_(self.weight.weight, std=0.1)
 
@@ -51,12 +54,22 @@ class MultiHashEmbedding(nn.Module):
         return embedded.flatten(1)
 
 
-class ItemTower(nn.Module):
-    """[content, mean of the feature bag, ID embedding] -> MLP -> L2. A query has a learned null in the ID's place."""
+def id_tables_shape(config: ModelConfig) -> tuple[int, int]:
+    """(rows of all tables, width of one)."""
+    return config.hash_tables * config.hash_buckets, config.id_width // config.hash_tables
 
-    def __init__(self, config: ModelConfig) -> None:
+
+class ItemTower(nn.Module):
+    """[content, mean of the feature bag, ID embedding] -> MLP -> L2. A query has a learned null in the ID's place.
+
+    Args:
+        config: sizes.
+        ids: tables of the ID embedding that are there already, float32 `id_tables_shape`; None = new ones.
+    """
+
+    def __init__(self, config: ModelConfig, ids: Tensor | None = None) -> None:
         super().__init__()
-        self.ids = MultiHashEmbedding(config.hash_tables, config.hash_buckets, config.id_width)
+        self.ids = MultiHashEmbedding(config.hash_tables, config.hash_buckets, config.id_width, ids)
         self.query = nn.Parameter(torch.randn(config.id_width) * 0.1)
         self.bag = nn.EmbeddingBag(config.bag_buckets + 1, config.bag_width, mode="mean", padding_idx=0)
         nn.init.normal_(self.bag.weight, std=0.1)

@@ -1,4 +1,6 @@
+import copy
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,9 +16,11 @@ from pinrec.bundle import MANIFEST, REQUIRED, Bundle, BundleError, Manifest, _en
 from pinrec.config import GenerationConfig
 from pinrec.generation import generate
 from pinrec.index import ItemIndex
-from tests.small_bundle import request, small_bundle, small_items
+from pinrec.quantised import QuantisedTable
+from tests.small_bundle import CONFIG, request, small_bundle, small_items
 
 ROOT = Path(__file__).parents[3]
+INT8 = CONFIG.model_copy(update={"table_dtype": "int8"})
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +33,18 @@ def written(tmp_path_factory):
 @pytest.fixture
 def folder(written, tmp_path):
     return Path(shutil.copytree(written, tmp_path / "v000001"))
+
+
+@pytest.fixture(scope="module")
+def written_int8(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "v000001"
+    small_bundle(config=INT8).write(folder, "v000001")
+    return folder
+
+
+@pytest.fixture
+def int8_folder(written_int8, tmp_path):
+    return Path(shutil.copytree(written_int8, tmp_path / "int8"))
 
 
 def refused(folder: Path) -> str:
@@ -62,6 +78,56 @@ def test_a_loaded_bundle_answers_as_the_one_that_was_written(folder):
         assert loaded.version == "v000001"
         assert loaded.manifest.metrics == {"recall@10": 0.5}
         assert lists(loaded) == lists(small_bundle())
+
+
+def test_a_loaded_int8_bundle_answers_as_the_one_that_was_written(int8_folder):
+    made = small_bundle(config=INT8)
+    for mmap in (False, True):
+        loaded = Bundle.load(int8_folder, mmap)
+        assert isinstance(loaded.table, QuantisedTable)
+        assert lists(loaded) == lists(made)
+        assert loaded.manifest.table == made.manifest.table
+    assert made.manifest.table.dtype == "int8"
+    assert 0.95 <= made.manifest.table.recall < 1
+
+
+def test_an_int8_table_is_a_quarter_of_the_size_and_hardly_changes_the_answers(folder, int8_folder):
+    sizes = [(f / "table.npy").stat().st_size - 128 for f in (folder, int8_folder)]
+    assert sizes == [120 * 16 * 4, 120 * (16 + 4)]
+    same = [len(set(a) & set(b)) for a, b in zip(*(lists(Bundle.load(f)) for f in (folder, int8_folder)), strict=True)]
+    assert min(same) >= 8
+
+
+def test_a_table_that_int8_would_spoil_stays_float32(caplog):
+    bundle = small_bundle(small_items(600), config=INT8)
+    model = copy.deepcopy(bundle.model)
+    with torch.no_grad():  # vectors that differ in the fourth digit
+        model.tower.mlp[2].weight.mul_(1e-4)
+        model.tower.mlp[2].bias.copy_(torch.linspace(-1, 1, 16))
+    alike = Bundle.of(model, bundle.catalogue, bundle.popularity)
+    assert alike.manifest.table.dtype == "float32"
+    assert isinstance(alike.table, np.ndarray)
+    assert "the item table stays float32" in caplog.text
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux to tell what is mapped")
+def test_id_embedding_and_table_are_mapped_and_nothing_writes_to_them(folder):
+    loaded = Bundle.load(folder)
+    lists(loaded)
+    pages = {}
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if match := re.fullmatch(r"([0-9a-f]+)-([0-9a-f]+) .*", line):
+            start, end, name = int(match[1], 16), int(match[2], 16), line.split()[-1]
+        elif match := re.fullmatch(r"Anonymous: +(\d+) kB", line):
+            pages.setdefault(name, []).append((start, end, int(match[1])))
+    addresses = {
+        "ids.npy": loaded.model.tower.ids.weight.weight.data_ptr(),
+        "table.npy": loaded.table.__array_interface__["data"][0],
+    }
+    for name, address in addresses.items():
+        found = pages[str(folder / name)]
+        assert any(start <= address < end for start, end, _ in found)
+        assert sum(copied for *_, copied in found) == 0
 
 
 def test_a_fresh_process_answers_the_same(folder):
@@ -129,11 +195,11 @@ def test_a_manifest_that_leaves_a_file_out_is_refused(folder):
     assert refused(folder) == "missing"
 
 
-@pytest.mark.parametrize("found", [0, 2, "1", None])
+@pytest.mark.parametrize("found", [0, 1, "2", None])
 def test_another_format_is_refused(folder, found):
     raw = json.loads((folder / MANIFEST).read_text()) | {"format": found}
     (folder / MANIFEST).write_text(json.dumps(raw))
-    with pytest.raises(BundleError, match="this program reads 1") as error:
+    with pytest.raises(BundleError, match="this program reads 2") as error:
         Bundle.load(folder)
     assert error.value.check == "format"
 
@@ -178,6 +244,64 @@ def test_a_wrong_table_is_refused_by_name(folder, damage, check):
     assert refused(folder) == check
 
 
+def scaled(stored: np.ndarray, scale: float, rows=slice(None)) -> np.ndarray:
+    stored["scale"][rows] *= scale
+    return stored
+
+
+@pytest.mark.parametrize(
+    ("damage", "check"),
+    [
+        (lambda t: scaled(t, np.nan, 7), "nan"),
+        (lambda t: scaled(t, np.inf, 7), "nan"),
+        (lambda t: t["steps"].astype(np.float32), "dtype"),
+        (lambda t: t["steps"], "dtype"),
+        (lambda t: t.astype([("scale", "<f4"), ("steps", "i1", (15,))]), "dtype"),
+        (lambda t: t.astype([("scale", "<f8"), ("steps", "i1", (16,))]), "dtype"),
+        (lambda t: t.reshape(2, -1), "shape"),
+        (lambda t: t[:-1], "rows"),
+        (lambda t: scaled(t, 1.1), "norm"),
+        (lambda t: scaled(t, 0.0, 5), "norm"),
+        (lambda t: scaled(t, 1e30, 5), "norm"),
+        (lambda t: scaled(t, -1.0), "norm"),
+        (lambda t: t[::-1], "table"),
+        (lambda t: np.concatenate((t[1:2], t[:1], t[2:])), "table"),
+    ],
+    ids=["nan", "inf", "float32", "steps alone", "narrow", "float64", "folded", "short", "long vectors", "zero row",
+         "huge row", "turned", "reversed", "two rows swapped"],
+)  # fmt: skip
+def test_a_wrong_int8_table_is_refused_by_name(int8_folder, damage, check):
+    save_table(int8_folder, damage(np.load(int8_folder / "table.npy")))
+    assert refused(int8_folder) == check
+
+
+def test_a_float32_table_where_int8_is_announced_is_refused(folder, int8_folder, tmp_path):
+    manifest = Manifest.parse((int8_folder / MANIFEST).read_bytes())
+    save_table(int8_folder, np.zeros((120, 16), np.float32))
+    assert refused(int8_folder) == "dtype"
+    shutil.rmtree(int8_folder)
+    small_bundle().write(int8_folder, "v000001")
+    sign_again(int8_folder, table=manifest.table)
+    assert refused(int8_folder) == "dtype"
+
+
+@pytest.mark.parametrize(
+    ("damage", "check"),
+    [
+        (lambda w: w * np.float32(np.nan), "nan"),
+        (lambda w: w.astype(np.float16), "dtype"),
+        (lambda w: w[:-1], "shape"),
+        (lambda w: w.reshape(-1), "shape"),
+        (lambda w: w[::-1], "table"),
+    ],
+    ids=["nan", "half", "short", "flat", "reversed"],
+)
+def test_a_wrong_id_embedding_is_refused_by_name(folder, damage, check):
+    np.save(folder / "ids.npy", damage(np.load(folder / "ids.npy")))
+    sign_again(folder)
+    assert refused(folder) == check
+
+
 @pytest.mark.parametrize(
     ("rows", "check"), [(slice(0, 0), "rows"), (slice(0, -1), "rows"), (slice(None, None, -1), "recall")]
 )
@@ -213,10 +337,11 @@ def test_a_catalogue_of_other_items_is_refused(folder, tmp_path):
         (lambda w: w.__setitem__("output.out.bias", w["output.out.bias"].half()), "dtype"),
         (lambda w: w.__setitem__("output.out.bias", w["output.out.bias"][:3].clone()), "shape"),
         (lambda w: w.pop("output.out.bias"), "shape"),
+        (lambda w: w.__setitem__("tower.ids.weight.weight", torch.zeros(512, 4)), "shape"),
         (lambda w: w["output.out.bias"].add_(0.5), "golden"),
         (lambda w: w["action.weight"].copy_(w["action.weight"].flip(0)), "golden"),
     ],
-    ids=["nan", "half", "short", "absent", "shifted", "actions reversed"],
+    ids=["nan", "half", "short", "absent", "twice", "shifted", "actions reversed"],
 )
 def test_weights_that_are_not_the_bundles_are_refused(folder, damage, check):
     weights = load_file(folder / "model.safetensors")
