@@ -1,7 +1,7 @@
 """TIGER (Rajput et al. 2023, arXiv 2305.05065): the next item's semantic ID, generated code by code.
 
 The paper's is an encoder-decoder, whose encoder runs anew for every prefix of a history. This one is causal over
-the codes of the whole history, so that one pass trains on all of its items; widths and depth are the paper's. Its
+the codes of the whole history, so that one pass trains on all of its items; width and depth are the paper's. Its
 user token is left out, as it says nothing of a user who was never trained on.
 
 Shapes: B users, L items, T tokens (one to begin with, then V codes of each item), D width, H heads, K width of a
@@ -31,22 +31,22 @@ BATCH: Final = 64  # users whose beams are searched at once
 
 
 class TigerConfig(Frozen):
-    """Sizes and rates. The defaults are the paper's where it states them; see `for_small_data` for two cores."""
+    """Sizes and rates. Depth, width, dropout and history are the paper's; its heads are 6 of 64, its `hidden` is 1024."""
 
     ids: SemanticIdConfig = SemanticIdConfig()
     width: int = Field(128, ge=1)
     layers: int = Field(4, ge=1)
-    heads: int = Field(6, ge=1)
-    head_width: int = Field(64, ge=1)
-    hidden: int = Field(1024, ge=1, description="width of the feed-forward")
+    heads: int = Field(4, ge=1)
+    head_width: int = Field(32, ge=1)
+    hidden: int = Field(512, ge=1, description="width of the feed-forward")
     dropout: float = Field(0.1, ge=0, lt=1)
     history: int = Field(20, ge=1, description="items of a history that are read, the latest")
-    beam: int = Field(50, ge=1, description="beams, unless more items are asked for")
-    epochs: int = Field(40, ge=1)
-    batch_items: int = Field(512, ge=1, description="items in one step, all windows of the batch together")
+    beam: int = Field(20, ge=1, description="beams, unless more items are asked for")
+    epochs: int = Field(30, ge=1)
+    batch_items: int = Field(256, ge=1, description="items in one step, all windows of the batch together")
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
-    warm_up: float = Field(0.05, ge=0, le=1, description="share of the steps in which the rate rises")
+    warm_up: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
 
 
 class Block(nn.Module):
