@@ -7,8 +7,9 @@ STAMP := $(VENV)/.installed
 EVENTS ?=
 COLUMNS ?=
 RATE ?= 50
+DATA ?=
 
-.PHONY: help demo test check lint types format bench lock clean
+.PHONY: help demo test check lint types format bench quality lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1: /p' Makefile
@@ -32,6 +33,9 @@ format: $(STAMP) ## Format the code
 
 bench: $(STAMP) ## The benchmarks on this machine; results as JSON and docs/performance.md
 	@$(BIN)/python -m benchmarks
+
+quality: $(STAMP) ## Runs or resumes the quality benchmark and makes docs/quality.md; DATA=path to the data sets, LIST=1 shows what remains
+	@$(BIN)/python -m benchmarks.quality.queue --data "$(DATA)" $(if $(LIST),--list)
 
 lock: $(STAMP) ## Refresh requirements.lock after a change of dependencies
 	@$(BIN)/uv pip compile pyproject.toml --extra dev --generate-hashes --no-header --no-annotate \

@@ -135,3 +135,12 @@ def test_a_loss_that_is_not_finite_is_recorded_as_none(split):
 def test_a_metric_that_is_not_measured_is_refused_with_those_that_are(split):
     with pytest.raises(ValueError, match=r"metric: ndcg@5 is not measured; there are hr@10, ndcg@10, recall@10"):
         fit_selected(Wanderer(split), split.valid, metric="ndcg@5")
+
+
+def test_of_equal_epochs_the_earliest_is_kept(split):
+    class Still(Wanderer):
+        def fit_epoch(self):
+            self.epoch += 1
+            return 1.0
+
+    assert fit_selected(Still(split, 3), split.valid).best_epoch == 1

@@ -1,0 +1,70 @@
+"""Every run that docs/quality.md tells of, in the order they are taken: the most informative first."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from benchmarks.quality.models import MODELS
+from benchmarks.quality.record import run_name
+
+FOLDS: Final = {"kuairand_pure": 5, "ml1m": 10}
+"""Into how many the users are divided; ML-1M's ten with one tested are an 80/10/10 split."""
+BASELINES: Final = ("popular", "popular_recent", "two_tower", "sasrec_bce", "sasrec", "pinnerformer", "hstu", "tiger")
+METHOD: Final = ("pinrec", "pinrec_oc", "pinrec_uc")
+ABLATIONS: Final = (
+    "no_multi_hash", "no_content", "no_logq", "in_batch_only", "no_feed_relaxation", "no_impression_negatives",
+    "no_time", "e1", "e4", "e16",
+)  # fmt: skip
+ABLATED_FOLDS: Final = (0, 1)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run, by what tells it from every other."""
+
+    dataset: str
+    protocol: str
+    model: str
+    seed: int = 0
+    fold: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of its JSON, without the ending."""
+        return run_name(self.dataset, self.protocol, self.model, self.seed, self.fold)
+
+    def arguments(self, data: Path) -> list[str]:
+        """Those of `python -m benchmarks.quality`."""
+        arguments = [
+            "--data", str(data / self.dataset), "--protocol", self.protocol, "--model", self.model,
+            "--seed", str(self.seed),
+        ]  # fmt: skip
+        if self.fold is not None:
+            arguments += ["--fold", str(self.fold), "--folds", str(FOLDS[self.dataset])]
+            # A rating of any height is an outcome there.
+            arguments += ["--all-engage"] if self.dataset == "ml1m" else []
+        return arguments
+
+
+def plan() -> list[Planned]:
+    """All runs, the most informative first, each once. What has no entry in `models` yet is left out."""
+    everything = (
+        *(Planned("ml1m", "loo", "pinrec", seed) for seed in range(1)),
+        *(Planned("amazon_beauty", "loo", "pinrec", seed) for seed in range(1)),
+        *_folds(range(1), (*METHOD, *BASELINES)),
+        *(Planned(data, "loo", model) for model in ("sasrec", "sasrec_bce") for data in ("amazon_beauty", "ml1m")),
+        *(Planned("amazon_beauty", "loo", model) for model in ("hstu", "tiger")),
+        *_folds(range(1, 5), (*METHOD, *BASELINES)),
+        *(Planned("ml1m", "disjoint", model, fold=0) for model in (*METHOD, *BASELINES)),
+        *(Planned(data, "loo", "pinrec", seed) for seed in (1, 2) for data in ("ml1m", "amazon_beauty")),
+        *_folds(ABLATED_FOLDS, ABLATIONS),
+        *(Planned("ml1m", "disjoint", model, seed, 0) for seed in (1, 2) for model in (*METHOD, *BASELINES)),
+    )
+    return [planned for planned in dict.fromkeys(everything) if planned.model in MODELS]
+
+
+def _folds(folds: range | tuple[int, ...], models: tuple[str, ...]) -> Iterator[Planned]:
+    for fold in folds:
+        for model in models:
+            yield Planned("kuairand_pure", "disjoint", model, fold=fold)

@@ -1,0 +1,145 @@
+"""docs/quality.md and its plots, from the JSONs: `python -m benchmarks.quality.report`. Nothing is typed by hand."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from benchmarks.quality.disjoint import ablations, disjoint_section
+from benchmarks.quality.leave_one_out import leave_one_out_section, reproduced
+from benchmarks.quality.plan import BASELINES, METHOD
+from benchmarks.quality.plots import draw_bars, draw_curves
+from benchmarks.quality.record import RESULTS, Run, read_runs
+from benchmarks.quality.words import DATA, NAMES, of_model
+from benchmarks.result import ROOT, BenchmarkError
+
+DOCUMENT: Final = ROOT / "docs" / "quality.md"
+PLOTS: Final = DOCUMENT.parent / "plots"
+CURVES: Final = "quality-curves"
+BARS: Final = "quality-{}"
+
+_HEAD: Final = """\
+# Quality
+
+How well PinRec finds what a user engages with next, beside other models on the same events. `make quality DATA=path`
+takes or resumes all runs and makes this page of `benchmarks/results/quality/*.json`; a single run is explained by
+`.venv/bin/python -m benchmarks.quality --help`, and this page alone is made by
+`.venv/bin/python -m benchmarks.quality.report`. The data sets are not in this repository: `path` holds a folder for
+each (`ml1m`, `amazon_beauty`, `kuairand_pure`), with `interactions.csv.gz` and `items.csv.gz` in the plain log form.
+
+## Protocols
+
+What holds for both:
+
+- Events are in the order of their times; equal times keep the order of the file, which in ML-1M is that of `position`.
+- The catalogue is every item of the log, and all of it is ranked: no negatives are sampled to test against. Items of
+  the history are never retrieved. Equal scores go to the lower row of the catalogue, whose rows are by ascending id.
+- A model is trained on the events that the split allows, its epoch is selected on validation, and the test users are
+  looked at once, with the weights of that epoch.
+- A seed decides the model's randomness alone; the split is the same for all models and seeds.
+- HR@10, NDCG@10 and recall@10 are those of one list of ten. NDCG@10 is over the best that the number of targets allows.
+
+**Leave-one-out.** A user's last event is the test target, the one before it the validation target, the rest is
+trained on; at test time the history holds the validation item. Every action counts. Selected by NDCG@10.
+
+**Disjoint.** Users are divided at random; those tested and those validated on (a tenth) are never trained on. The
+first half of such a user's events is the history; the targets are the items engaged with in the rest that the history
+does not hold. KuaiRand-Pure: 5 folds, each tested once. ML-1M: one of ten folds, with like, neutral and dislike all
+as outcomes. Every model retrieves with E embeddings a user, free-running, ten items each; one that makes a single
+list gives its 10 E best. **unordered@10** is the share of targets that any embedding has among its ten; **equal@n**
+the share in one list of n = 10 E distinct items; **diversity** the distinct items over all that were retrieved for
+the user. Selected by unordered@10.
+
+Means are over all tested users; in a comparison a user's figure is the mean over seeds, on the folds that both models
+have. A difference stands with its 95 % interval by the paired bootstrap over users (2,000 draws); where the interval
+holds zero, the difference is called none. It knows the chance in the users, not the chance in the training.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality.report",
+        description="Make docs/quality.md and its plots from the JSONs.",
+        epilog="Example: python -m benchmarks.quality.report",
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSONs")
+    try:
+        print(f"written: {write_report(parser.parse_args(arguments).results)}")
+    except BenchmarkError as error:
+        print(f"quality: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def write_report(results: Path) -> Path:
+    """Write the document and the plots; where the document lies.
+
+    Raises:
+        BenchmarkError: a file is no run.
+    """
+    runs = read_runs(results)
+    PLOTS.mkdir(parents=True, exist_ok=True)
+    for name in plots_of(runs):
+        _draw(runs, name, PLOTS / f"{name}.svg")
+    DOCUMENT.write_text(render(runs))
+    return DOCUMENT
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The document."""
+    plots = plots_of(runs)
+    parts = [_HEAD, "## Leave-one-out\n"]
+    for dataset in ("ml1m", "amazon_beauty"):
+        parts += leave_one_out_section(_of(runs, dataset, "loo"), dataset)
+    parts += _picture(plots, CURVES, "NDCG@10 on validation over the hours of each run")
+    parts += reproduced([run for run in runs if run.protocol == "loo"])
+    for dataset in ("kuairand_pure", "ml1m"):
+        parts += disjoint_section(_of(runs, dataset, "disjoint"), dataset)
+        parts += _picture(plots, BARS.format(dataset), f"unordered@10 of each model on {DATA[dataset]}")
+    parts += ablations(_of(runs, "kuairand_pure", "disjoint"))
+    return "\n".join([*parts, *_machines(runs), ""])
+
+
+def plots_of(runs: Sequence[Run]) -> list[str]:
+    """Names of the pictures that these runs give."""
+    names = [CURVES] if any(len(run.curve) > 1 for run in runs if run.protocol == "loo") else []
+    return names + [BARS.format(dataset) for dataset in DATA if _compared(runs, dataset)]
+
+
+def _draw(runs: Sequence[Run], name: str, path: Path) -> None:
+    if name == CURVES:
+        fitted = [run for run in runs if run.protocol == "loo" and len(run.curve) > 1]
+        draw_curves({d: of for d in DATA if (of := _of(fitted, d, "loo"))}, DATA, path)
+    else:
+        dataset = next(d for d in DATA if name == BARS.format(d))
+        draw_bars(_compared(runs, dataset), NAMES, "unordered@10", path)
+
+
+def _compared(runs: Sequence[Run], dataset: str) -> dict[str, list[Run]]:
+    found = _of(runs, dataset, "disjoint")
+    return {model: of for model in (*BASELINES, *METHOD[::-1]) if (of := of_model(found, model))}
+
+
+def _of(runs: Sequence[Run], dataset: str, protocol: str) -> list[Run]:
+    return [run for run in runs if run.dataset == dataset and run.protocol == protocol]
+
+
+def _picture(plots: Sequence[str], name: str, text: str) -> list[str]:
+    return [f"![{text}](plots/{name}.svg)\n"] if name in plots else []
+
+
+def _machines(runs: Sequence[Run]) -> list[str]:
+    """Where the runs were taken, and by which code: one line a machine."""
+    commits: dict[str, dict[str, None]] = {}
+    for run in runs:
+        commits.setdefault(str(run.machine), {})[run.commit] = None
+    data = {run.dataset: run.data_sha256 for run in runs}
+    hashes = [f"{DATA.get(name, name)} {sha[:12]}" for name, sha in data.items()]
+    lines = [f"- {place}; commits {', '.join(sorted(of))}." for place, of in commits.items()]
+    return ["## Where\n", *lines, f"- SHA-256 of log and items: {'; '.join(hashes)}."] if runs else []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

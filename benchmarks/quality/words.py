@@ -1,0 +1,61 @@
+"""Names and numbers as docs/quality.md prints them."""
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+from benchmarks.quality.record import Run
+
+NOT_RUN: Final = "not run yet"
+DATA: Final = {"ml1m": "ML-1M", "amazon_beauty": "Amazon Beauty", "kuairand_pure": "KuaiRand-Pure"}
+NAMES: Final = {
+    "popular": "popular, all time",
+    "popular_recent": "popular, recent",
+    "two_tower": "two-tower",
+    "sasrec_bce": "SASRec, BCE",
+    "sasrec": "SASRec, full softmax",
+    "pinnerformer": "PinnerFormer",
+    "hstu": "HSTU",
+    "tiger": "TIGER",
+    "pinrec_uc": "PinRec-UC",
+    "pinrec_oc": "PinRec-OC",
+    "pinrec": "PinRec-MT,OC",
+    "no_multi_hash": "no multi-hash",
+    "no_content": "no content",
+    "no_logq": "no logQ",
+    "in_batch_only": "in-batch negatives only",
+    "no_feed_relaxation": "no intra-feed relaxation",
+    "no_impression_negatives": "no impression negatives",
+    "no_time": "no time features",
+    "e1": "1 embedding a step",
+    "e4": "4 embeddings a step",
+    "e16": "16 embeddings a step",
+}
+
+
+def of_model(runs: Sequence[Run], model: str) -> list[Run]:
+    """The runs of one model."""
+    return [run for run in runs if run.model == model]
+
+
+def name_of(model: str) -> str:
+    """A model as the page calls it."""
+    return NAMES.get(model, model)
+
+
+def share(value: float | None, digits: int = 4) -> str:
+    """A figure from 0 to 1 as `.1234`; `n/a` where there is none."""
+    if value is None or math.isnan(value):
+        return "n/a"
+    return f"{value:.{digits}f}".removeprefix("0") if value < 1 else f"{value:.{digits}f}"
+
+
+def percent(value: float) -> str:
+    """`+12.3 %`."""
+    return f"{100 * value:+.1f} %"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table, the first column to the left, and an empty line."""
+    line = "|".join(["", "---", *["---:"] * (len(head) - 1), ""])
+    return [*("| " + " | ".join(row) + " |" for row in [head]), line, *("| " + " | ".join(r) + " |" for r in rows), ""]

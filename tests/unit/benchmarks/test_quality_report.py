@@ -1,0 +1,172 @@
+import numpy as np
+import pytest
+
+from benchmarks.quality import report
+from benchmarks.quality.compare import difference, figure, interval
+from benchmarks.quality.plan import BASELINES, METHOD, plan
+from benchmarks.quality.record import RESULTS, Epoch, Run, packed_users, read_runs
+from benchmarks.quality.report import DOCUMENT, PLOTS, plots_of, render, write_report
+from benchmarks.result import BenchmarkError, Machine
+from pinrec.measures import PerUser
+from pinrec.protocols import Cases
+
+PLACE = Machine(cpu="a CPU", cores=2, memory_gib=8.0, kernel="6.1", python="3.11.7", filesystem="ext4")
+USERS = 300
+
+
+def run(model, dataset="ml1m", protocol="loo", seed=0, fold=None, test=None, users=None):
+    test = test or {"hr@10": 0.3, "ndcg@10": 0.18, "recall@10": 0.3, "users": 100.0, "targets": 100.0}
+    return Run(
+        dataset=dataset,
+        protocol=protocol,
+        model=model,
+        seed=seed,
+        fold=fold,
+        test=test,
+        valid={"ndcg@10": 0.19},
+        config={},
+        commit="abc",
+        data_sha256="0123456789abcdef",
+        seconds=3_600.0,
+        curve=[Epoch(epoch=e, loss=1.0, seconds=e * 10.0, valid={"ndcg@10": 0.1 + e / 100}) for e in (1, 2)],
+        machine=PLACE,
+        users=users,
+    )
+
+
+def disjoint_run(model, rate, fold=0, seed=0, users=USERS, dataset="kuairand_pure"):
+    """A run under `disjoint` whose users find each of four targets with this chance."""
+    rng = np.random.default_rng((fold, 7))
+    share = np.floor(4 * np.clip(rate + rng.normal(0, 0.1, users), 0, 1)) / 4
+    outcomes = np.zeros((4, 2), bool)
+    outcomes[:3, 0] = outcomes[3, 1] = True
+    cases = Cases(
+        np.arange(users) + fold * users, np.zeros(users, int), np.ones(users, int),
+        [np.arange(4)] * users, [outcomes] * users, [np.arange(1)] * users, ("click", "like"),
+    )  # fmt: skip
+    figures = {
+        "hr@10": share, "ndcg@10": share, "recall@10": share, "unordered@10": share, "equal@160": share,
+        "diversity": np.full(users, 0.5 if model == "pinrec_oc" else 0.75),
+        "unordered@10:click": np.minimum(share * 4, 3) / 3, "unordered@10:like": (share == 1) * 1.0,
+    }  # fmt: skip
+    per_user = PerUser(cases.user, np.full(users, 4), figures, 77)
+    return run(
+        model, dataset, "disjoint", seed, fold, {k: float(v) for k, v in per_user.mean().items()},
+        packed_users(per_user, cases),
+    )  # fmt: skip
+
+
+def row(text, start, section=""):
+    text = text[text.index(section) :]
+    return next(line for line in text.splitlines() if line.startswith(f"| {start} |"))
+
+
+def test_document_is_what_the_results_give():
+    runs = read_runs(RESULTS)
+    assert DOCUMENT.read_text() == render(runs), "run `python -m benchmarks.quality.report`"
+    assert all((PLOTS / f"{name}.svg").exists() for name in plots_of(runs))
+
+
+def test_without_any_run_every_row_says_so():
+    text = render([])
+    for section in ("### ML-1M", "### Amazon Beauty", "## KuaiRand-Pure, disjoint", "## ML-1M, disjoint"):
+        assert "not run yet" in row(text, "PinRec-MT,OC", section)
+    assert "not run yet" in row(text, "no multi-hash")
+    assert plots_of([]) == []
+
+
+def test_leave_one_out_tells_mean_and_spread_of_the_seeds_and_whether_floor_and_goal_are_reached():
+    runs = [
+        run("pinrec", seed=seed, test={"hr@10": hr, "ndcg@10": 0.19, "users": 1.0})
+        for seed, hr in enumerate((0.32, 0.33, 0.34))
+    ]
+    text = render(runs)
+    assert row(text, "PinRec-MT,OC", "### ML-1M").startswith("| PinRec-MT,OC | .3300 [.3200 to .3400] | .1900 ")
+    assert "mean of 3 of 3 seeds: +4.5 % / +2.3 % against the best public figures (the floor: reached)" in text
+    assert "-1.5 % / -5.0 % against the goal (not reached)" in text
+
+
+def test_a_reproduction_tells_how_far_off_it_is():
+    low = run("sasrec", "amazon_beauty", test={"hr@10": 0.0986 * 0.95, "ndcg@10": 0.0597, "users": 1.0})
+    near = run("sasrec", "ml1m", test={"hr@10": 0.3152 * 0.97, "ndcg@10": 0.1821 * 1.05, "users": 1.0})
+    section = "## Public figures reproduced"
+    text = render([low, near])
+    assert "| -5.0 % / +0.0 % | no |" in row(text, "SASRec, full softmax | Amazon Beauty", section)
+    assert "| -3.0 % / +5.0 % | yes |" in row(text, "SASRec, full softmax | ML-1M", section)
+
+
+def test_differences_are_paired_and_a_goal_is_met_only_when_decided():
+    runs = [
+        disjoint_run(model, rate, fold)
+        for fold in range(5)
+        for model, rate in (("pinrec_uc", 0.4), ("pinrec_oc", 0.4), ("pinrec", 0.5), ("sasrec", 0.3))
+    ]
+    text = render(runs)
+    section = "## KuaiRand-Pure, disjoint"
+    same = row(text, "PinRec-OC over PinRec-UC | unordered@10", section)
+    assert "| 5 runs each |" in same
+    assert "none (+0.0 %" in same
+    assert same.endswith("| at least +2.8 % | no |")
+    better = row(text, "PinRec-MT,OC over PinRec-UC | unordered@10", section)
+    assert "none" not in better
+    assert better.endswith("| at least +11.0 % | yes |")
+    assert row(text, "PinRec-UC over SASRec, full softmax | unordered@10", section).endswith("| more | yes |")
+    assert "+50.0 %" in row(text, "PinRec-MT,OC over PinRec-OC | diversity", section)
+    assert "| 5 of 5 |" in row(text, "PinRec-MT,OC", section)
+    assert "| Model | click | like |" in text[text.index(section) :]
+
+
+def test_models_are_compared_on_the_folds_that_both_have_and_seeds_are_averaged():
+    ours = [disjoint_run("pinrec", 0.5, fold, seed) for fold in (0, 1) for seed in (0, 1)]
+    theirs = [disjoint_run("sasrec", 0.3, 1, seed) for seed in (0, 1, 2)]
+    found = difference(theirs, ours, "unordered@10")
+    _, figures = ours[2].per_user()
+    assert found.mean_b == pytest.approx(figures["unordered@10"].mean())
+    once = difference(theirs[:1], ours[2:3], "unordered@10")
+    assert (found.low, found.high) == (once.low, once.high), "a user counts once, whatever the number of seeds"
+    assert difference([], ours, "unordered@10") is None
+    assert interval(ours, "unordered@10").mean_b == pytest.approx(figure(ours, "unordered@10"))
+
+
+def test_runs_on_other_users_are_not_compared():
+    with pytest.raises(ValueError, match="tested other users; take both runs again"):
+        difference([disjoint_run("sasrec", 0.3)], [disjoint_run("pinrec", 0.3, users=USERS - 1)], "unordered@10")
+
+
+def test_an_ablation_stands_beside_the_whole_on_the_same_folds():
+    runs = [disjoint_run("pinrec", 0.5, fold) for fold in range(5)] + [
+        disjoint_run("no_logq", 0.3, fold) for fold in (0, 1)
+    ]
+    cells = row(render(runs), "no logQ", "## Ablations").split(" | ")
+    assert cells[2].startswith(f"{figure(runs[:2], 'unordered@10'):.4f}"[1:])
+    assert cells[3].startswith("-")
+
+
+def test_document_and_plots_are_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "DOCUMENT", tmp_path / "quality.md")
+    monkeypatch.setattr(report, "PLOTS", tmp_path / "plots")
+    runs = [
+        run("pinrec"),
+        run("sasrec", "amazon_beauty"),
+        *(disjoint_run(model, 0.4) for model in ("popular", "pinrec")),
+    ]
+    for one in runs:
+        path = one.write(tmp_path / "results")
+        assert path.stat().st_size < 100_000
+    assert read_runs(tmp_path / "results") == sorted(runs, key=lambda run: run.name)
+    assert write_report(tmp_path / "results").read_text() == render(read_runs(tmp_path / "results"))
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == [
+        "quality-curves.svg", "quality-kuairand_pure.svg"
+    ]  # fmt: skip
+    (tmp_path / "results" / "x.json").write_text("{}")
+    with pytest.raises(BenchmarkError):
+        write_report(tmp_path / "results")
+
+
+def test_the_plan_holds_every_run_of_the_page_once():
+    names = [planned.name for planned in plan()]
+    assert len(names) == len(set(names))
+    for model in (*METHOD, *BASELINES):
+        assert {f"kuairand_pure-disjoint-{model}-seed0-fold{fold}" for fold in range(5)} <= set(names)
+        assert {f"ml1m-disjoint-{model}-seed{seed}-fold0" for seed in range(3)} <= set(names)
+    assert {f"{data}-loo-pinrec-seed{seed}" for data in ("ml1m", "amazon_beauty") for seed in range(3)} <= set(names)
