@@ -36,7 +36,7 @@ class SemanticIdConfig(Frozen):
     codes: int = Field(256, ge=2, description="codes of a level")
     width: int = Field(64, ge=1, description="width of the text half and of the co-occurrence half of an item's vector")
     cooccurrence: float = Field(
-        1.0, ge=0, description="length of the co-occurrence half against the text half; 0 leaves it out where text is"
+        2.0, ge=0, description="length of the co-occurrence half against the text half; 0 leaves it out where text is"
     )
     window: int = Field(5, ge=1, description="items of a history that are at most so far apart count as company")
     iterations: int = Field(25, ge=1, description="rounds of k-means on each level")

@@ -31,7 +31,7 @@ BATCH: Final = 64  # users whose beams are searched at once
 
 
 class TigerConfig(Frozen):
-    """Sizes and rates. Depth, width, dropout and history are the paper's; it has 6 heads of 64, and 1024 in `hidden`."""
+    """Sizes and rates. Depth, width, dropout and history are the paper's, which has 6 heads of 64 and a hidden 1024."""
 
     ids: SemanticIdConfig = SemanticIdConfig()
     width: int = Field(128, ge=1)
