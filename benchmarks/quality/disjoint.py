@@ -74,10 +74,9 @@ def _differences(runs: Sequence[Run]) -> list[str]:
     for name in (_MAIN, _equal(runs)):
         for (a, b), goal in LEAD.items():
             rows.append(_compared(runs, a, b, name, goal))
-    baselines = {model: figure(of_model(runs, model), _MAIN) or 0.0 for model in BASELINES if of_model(runs, model)}
-    if baselines:
-        best = max(baselines, key=lambda model: baselines[model])
-        rows += [_compared(runs, best, model, _MAIN, 0.0) for model in METHOD[::-1]]
+        found = {model: figure(of_model(runs, model), name) for model in BASELINES}
+        if best := max((m for m in BASELINES if found[m] is not None), key=lambda m: found[m] or 0.0, default=None):
+            rows += [_compared(runs, best, model, name, 0.0) for model in METHOD[::-1]]
     rows.append(_compared(runs, "pinrec_oc", "pinrec", "diversity", DIVERSITY_LEAD))
     return table(["Compared", "Figure", "On", "From", "To", "Difference, relative", "Goal", "Met"], rows)
 

@@ -105,6 +105,11 @@ def means(figures: dict[str, float]) -> dict[str, float]:
     return {name: float(f"{value:.6g}") for name, value in figures.items() if math.isfinite(value)}
 
 
+def overall(figures: dict[str, float]) -> dict[str, float]:
+    """Without those of single outcomes, which would make a curve long."""
+    return {name: value for name, value in figures.items() if ":" not in name}
+
+
 def packed_users(found: PerUser, cases: Cases) -> dict[str, str]:
     """Hits of each test user by figure, with the numbers of targets they are out of; `Run.per_user` reads them.
 

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import torch
 
 from benchmarks.quality.models import MODELS, Entry, Selection, catalogue_config, plain
-from benchmarks.quality.record import Epoch, Run, means, packed_users, run_name
+from benchmarks.quality.record import Epoch, Run, means, overall, packed_users, run_name
 from benchmarks.result import ROOT, commit, machine
 from pinrec.baselines.contender import Contender
 from pinrec.measures import measure
@@ -136,7 +136,7 @@ class Prepared:
                     epoch=point.epoch,
                     loss=None if point.loss is None else float(f"{point.loss:.5g}"),
                     seconds=round(point.seconds, 1),
-                    valid=None if point.valid is None else means(point.valid),
+                    valid=None if point.valid is None else means(overall(point.valid)),
                 )
                 for point in fitted.curve
             ],
