@@ -121,8 +121,18 @@ class TrainingConfig(Frozen):
     )
     uniform_negatives: int = Field(512, ge=1, description="drawn per step, shared by the batch (sampled softmax)")
     in_batch_negatives: bool = True
+    later_targets: int = Field(
+        1, ge=0, description="multi_token: predictions of later events at each position, beside the next"
+    )
     feed_relaxation: bool = True
     log_q: bool = True
+    fine_tune_share: float = Field(
+        0.0, ge=0, le=1, description="last share of the steps that also learns from impressions without engagement"
+    )
+    fine_tune_surfaces: tuple[Name, ...] = Field(
+        (), description="fine-tune on targets of these surfaces; empty: of all"
+    )
+    impression_weight: float = Field(0.2, ge=0, description="weight of refused impressions in fine-tuning")
     averaging: float = Field(
         0.0, ge=0, lt=1, description="share of the running average of the weights that stays at a step; 0 = no average"
     )

@@ -44,6 +44,25 @@ def sampled_softmax(
     return F.softplus(others_M - best_M)
 
 
+def refused_softmax(
+    e_MD: Tensor,
+    positive_MAD: Tensor,
+    admissible_MA: Tensor,
+    refused_MRD: Tensor,
+    there_MR: Tensor,
+    temperature: Tensor,
+) -> Tensor:
+    """Loss of the best positive among itself and what the user was shown and refused, float32[M]; 0 without refusals.
+
+    These are the extra hard negatives of fine-tuning (method: impression negatives). They stand in a softmax of their
+    own: they are each user's, so no sampling probability would put them on the scale of the others.
+    """
+    best_M = (torch.einsum("md,mad->ma", e_MD, positive_MAD) / temperature).masked_fill(~admissible_MA, -torch.inf)
+    refused_MR = torch.einsum("md,mrd->mr", e_MD, refused_MRD) / temperature
+    others_M = refused_MR.masked_fill(~there_MR, EXCLUDED).logsumexp(1)
+    return F.softplus(others_M - best_M.amax(1))
+
+
 def exact_softmax(
     e_MD: Tensor,
     table_ND: Tensor,

@@ -14,13 +14,12 @@ from torch import Tensor
 from pinrec.config import Mode, ModelConfig, TrainingConfig, Vocabulary
 from pinrec.dataset import EventColumns
 from pinrec.items import Catalogue
-from pinrec.losses import exact_softmax, sampled_softmax
+from pinrec.losses import exact_softmax, refused_softmax, sampled_softmax
 from pinrec.model import PinRecModel, previous_timestamps
 from pinrec.sketch import CountMinSketch
 from pinrec.subjects import Subjects
-from pinrec.windows import Indices, Targets, Windows
+from pinrec.windows import Indices, Windows
 
-LATER_TARGETS: Final = 1  # multi_token: predictions of later events, beside the next, at each position
 IN_BATCH: Final = 512  # most in-batch negatives; the logits would grow with their square
 LONG_EVERY: Final = 4  # every so many batches hold windows as long as served histories
 BUCKETED: Final = 16  # batches cut from one lot of windows sorted by length, to save padding
@@ -111,7 +110,7 @@ class Learner:
         began = time.perf_counter()
         windows, subjects = Windows(events, self.vocabulary), Subjects(events, catalogue, self.config)
         subject_of, surface_of = subjects.of_event[windows.order], events.surface[windows.order].astype(np.int64)
-        step_data = _StepData(windows, subjects, subject_of, surface_of, len(catalogue))
+        step_data = _StepData(windows, subjects, subject_of, surface_of, len(catalogue), self._tuned_surfaces())
         rng = np.random.default_rng((self.training.seed, self.step))
         losses: list[float] = []
         inputs = predictions = 0
@@ -125,7 +124,8 @@ class Learner:
             for done, (lo, hi) in zip(range(steps), batches, strict=False):
                 for group in self.optimizer.param_groups:
                     group["lr"] = peak * group["scale"] * _rate(schedule.first + done, schedule.total)
-                loss, predicted = self._step(step_data, rng, lo, hi)
+                tuned = schedule.first + done >= (1 - self.training.fine_tune_share) * schedule.total
+                loss, predicted = self._step(step_data, rng, lo, hi, tuned)
                 losses.append(loss)
                 inputs += int((hi - lo).sum())
                 predictions += predicted
@@ -136,6 +136,18 @@ class Learner:
         tail = losses[-max(1, len(losses) // 10) :]
         mean = float(np.nanmean(tail)) if tail else float("nan")
         return FitResult(len(losses), inputs, predictions, mean, time.perf_counter() - began)
+
+    def _tuned_surfaces(self) -> NDArray[np.bool_] | None:
+        """Which surfaces fine-tuning is for, bool[surfaces]; None = all.
+
+        Raises:
+            ValueError: one is not declared.
+        """
+        names = self.training.fine_tune_surfaces
+        for name in names:
+            if name not in self.vocabulary.surface_index:
+                raise ValueError(f"fine_tune_surfaces: {name!r} is not a declared surface")
+        return np.array([name in names for name in self.vocabulary.surfaces]) if names else None
 
     def _batches(self, windows: Windows, rng: np.random.Generator, since_row: int) -> Iterator[tuple[Indices, Indices]]:
         """Windows [lo, hi) of one step after the other, without end; none where there is nothing to predict."""
@@ -162,29 +174,39 @@ class Learner:
                     batch = lot[batches[number]]
                     yield lo[batch], hi[batch]
 
-    def _step(self, data: "_StepData", rng: np.random.Generator, lo: Indices, hi: Indices) -> tuple[float, int]:
-        """One step of the optimiser on the windows [lo, hi); returns loss and number of predictions."""
+    def _step(
+        self, data: "_StepData", rng: np.random.Generator, lo: Indices, hi: Indices, tuned: bool
+    ) -> tuple[float, int]:
+        """One step of the optimiser on the windows [lo, hi); returns loss and number of predictions.
+
+        A `tuned` step is one of surface-wise fine-tuning with impression negatives.
+        """
         self.step += 1
         windows, training, model = data.windows, self.training, self.model
         position_BL = lo[:, None] + np.arange(int((hi - lo).max()))
         real_BL = position_BL < hi[:, None]
         position_BL = np.minimum(position_BL, hi[:, None] - 1)
-        later = LATER_TARGETS if self.mode == "multi_token" else 0
+        later = training.later_targets if self.mode == "multi_token" else 0
         source = position_BL[real_BL]
         aims = windows.targets(rng, source, later, self.config.max_offset_s, training.feed_relaxation)
+        if tuned and data.tuned_surfaces is not None:
+            aims = aims.at(data.tuned_surfaces[data.surface_of[aims.target]])
         if not len(aims.target):
             return float("nan"), 0
 
         asked_M = torch.from_numpy(aims.asked)
         offset_s = windows.timestamp[aims.target] - windows.timestamp[source[aims.asked]]
         pool = self._pool(data, rng, data.subject_of[aims.target])
+        weighed = tuned and training.impression_weight > 0
+        refused_MR = windows.refused(source[aims.asked]) if weighed else np.full((len(aims.target), 0), -1)
+        parts = (position_BL, aims.admissible, refused_MR)
         used, codes = np.unique(
-            np.concatenate((data.subject_of[position_BL].ravel(), data.admissible(aims).ravel(), pool.subject)),
+            np.concatenate([*(data.subjects_at(positions).ravel() for positions in parts), pool.subject]),
             return_inverse=True,
         )
         vectors_UD = data.subjects.vectors(model, used[used >= 0])
-        input_BL, positive_MA, pool_P = torch.split(
-            torch.from_numpy(codes - int(used[0] < 0)), [position_BL.size, aims.admissible.size, len(pool.subject)]
+        input_BL, positive_MA, negative_MR, pool_P = torch.split(
+            torch.from_numpy(codes - int(used[0] < 0)), [*(positions.size for positions in parts), len(pool.subject)]
         )
         timestamp_BL = torch.from_numpy(windows.timestamp[position_BL])
         x_BLD = model.tokens(
@@ -196,7 +218,10 @@ class Learner:
         )
         h_MD = model(x_BLD)[torch.from_numpy(real_BL)][asked_M]
         e_MD = self._predict(rng, h_MD, windows.action[aims.target], data.surface_of[aims.target], offset_s)
-        loss = self._loss(e_MD, vectors_UD, positive_MA.view(aims.admissible.shape), pool_P, pool.log_weight)
+        positive_MA, negative_MR = positive_MA.view(aims.admissible.shape), negative_MR.view(refused_MR.shape)
+        loss = self._loss(e_MD, vectors_UD, positive_MA, pool_P, pool.log_weight)
+        if weighed:
+            loss = loss + training.impression_weight * self._refusal_loss(e_MD, vectors_UD, positive_MA, negative_MR)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -225,6 +250,17 @@ class Learner:
         hit_MP = (positive_MA[:, :, None] == pool_P).any(1)
         return sampled_softmax(
             e_MD, positive_MAD, admissible_MA, vectors_UD[pool_P], log_weight_P, hit_MP, self.model.temperature
+        ).mean()
+
+    def _refusal_loss(self, e_MD: Tensor, vectors_UD: Tensor, positive_MA: Tensor, negative_MR: Tensor) -> Tensor:
+        """Mean over all predictions; those whose users refused nothing count as 0."""
+        return refused_softmax(
+            e_MD,
+            vectors_UD[positive_MA.clamp(min=0)],
+            positive_MA >= 0,
+            vectors_UD[negative_MR.clamp(min=0)],
+            negative_MR >= 0,
+            self.model.temperature,
         ).mean()
 
     @torch.no_grad()
@@ -329,9 +365,11 @@ class _StepData:
     surface_of: Indices
     catalogue_items: int
 
-    def admissible(self, aims: Targets) -> Indices:
-        """Subjects of the admissible positives, -1 padded."""
-        return np.where(aims.admissible >= 0, self.subject_of[aims.admissible], -1)
+    tuned_surfaces: NDArray[np.bool_] | None
+
+    def subjects_at(self, positions: Indices) -> Indices:
+        """Subjects of events; -1 for -1."""
+        return np.where(positions >= 0, self.subject_of[positions], -1)
 
 
 @dataclass(frozen=True)

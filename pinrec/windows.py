@@ -13,6 +13,7 @@ from pinrec.config import Vocabulary
 from pinrec.dataset import EventColumns
 
 LOOKAHEAD: Final = 8
+REFUSED: Final = 4  # impressions without engagement that stand as negatives of one prediction
 Indices = NDArray[np.int64]
 
 
@@ -29,6 +30,10 @@ class Targets:
     asked: Indices
     target: Indices
     admissible: Indices
+
+    def at(self, which: NDArray[np.bool_]) -> "Targets":
+        """Some of the predictions."""
+        return Targets(self.asked[which], self.target[which], self.admissible[which])
 
 
 class Windows:
@@ -56,6 +61,12 @@ class Windows:
         opens[1:] = (self.user[by_item][1:] != self.user[by_item][:-1]) | (hashes[by_item][1:] != hashes[by_item][:-1])
         first = np.empty(n, np.int64)
         first[by_item] = by_item[np.flatnonzero(opens)[np.cumsum(opens) - 1]] if n else by_item
+        # Shown and never engaged with: the items of non-engaging events of users who left them at that.
+        item_number = np.empty(n, np.int64)
+        item_number[by_item] = np.cumsum(opens) - 1
+        wanted = np.zeros(n, np.bool_)
+        wanted[item_number[events.engaged(vocabulary)[self.order]]] = True
+        self._refused = np.flatnonzero(~wanted[item_number] & ~events.is_query[self.order])
         # Targets in the order in which their items first appear; those of one item stand together.
         engaged = np.flatnonzero(events.engaged(vocabulary)[self.order])
         ranked = np.lexsort((engaged, first[engaged]))
@@ -121,6 +132,19 @@ class Windows:
             same = of_user & (feed >= 0) & (self.feed[others] == feed) & (self.action[others] == action)
             admissible = np.concatenate((admissible, np.where(same, others, -1)), 1)
         return Targets(asked, target, admissible)
+
+    def refused(self, source: Indices) -> Indices:
+        """The next REFUSED items that the user is shown after each position and never engages with.
+
+        Returns:
+            int64[n, REFUSED] positions, -1 where there are no more.
+        """
+        rank = np.searchsorted(self._refused, source, side="right")[:, None] + np.arange(REFUSED)
+        if not len(self._refused):
+            return np.full(rank.shape, -1)
+        shown = self._refused[np.minimum(rank, len(self._refused) - 1)]
+        there = (rank < len(self._refused)) & (self.user[shown] == self.user[source][:, None])
+        return np.where(there, shown, -1)
 
     def _of_same_user(self, rank: Indices, position: Indices) -> NDArray[np.bool_]:
         """Whether there is a target of this rank and it is of the same user as `position`."""

@@ -141,7 +141,8 @@ class Block(nn.Module):
         for linear in (self.query, self.key_value):
             nn.init.uniform_(linear.weight, -bound, bound)
             nn.init.zeros_(linear.bias)
-        for linear in (self.out, self.inner, self.outer):
+        # With "xavier" the position-wise network keeps torch's own: public code has it as convolutions, left alone.
+        for linear in (self.out,) if config.initial == "xavier" else (self.out, self.inner, self.outer):
             _draw(linear.weight, config)
             nn.init.zeros_(linear.bias)
 
