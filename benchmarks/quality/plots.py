@@ -15,7 +15,9 @@ _OURS: Final = "#1f6feb"
 _BASELINE: Final = "#8b949e"
 
 
-def draw_curves(by_dataset: Mapping[str, Sequence[Run]], titles: Mapping[str, str], path: Path) -> None:
+def draw_curves(
+    by_dataset: Mapping[str, Sequence[Run]], titles: Mapping[str, str], names: Mapping[str, str], path: Path
+) -> None:
     """NDCG@10 on validation over the hours of a run, one panel a data set, the first seed of each model."""
     with mpl.rc_context(_STYLE):
         picture = Figure(figsize=(9.0, 3.4), layout="constrained")
@@ -26,7 +28,10 @@ def draw_curves(by_dataset: Mapping[str, Sequence[Run]], titles: Mapping[str, st
                 points = [(p.seconds / 3600, p.valid["ndcg@10"]) for p in run.curve if p.valid]
                 wide = 2.0 if model == "pinrec" else 1.0
                 axes.plot(
-                    *zip(*points, strict=True), label=model, linewidth=wide, marker="." if len(points) < 2 else ""
+                    *zip(*points, strict=True),
+                    label=names[model],
+                    linewidth=wide,
+                    marker="." if len(points) < 2 else "",
                 )
             axes.set_title(titles[dataset])
             axes.set_xlabel("hours")

@@ -111,7 +111,7 @@ def plots_of(runs: Sequence[Run]) -> list[str]:
 def _draw(runs: Sequence[Run], name: str, path: Path) -> None:
     if name == CURVES:
         fitted = [run for run in runs if run.protocol == "loo" and len(run.curve) > 1]
-        draw_curves({d: of for d in DATA if (of := _of(fitted, d, "loo"))}, DATA, path)
+        draw_curves({d: of for d in DATA if (of := _of(fitted, d, "loo"))}, DATA, NAMES, path)
     else:
         dataset = next(d for d in DATA if name == BARS.format(d))
         draw_bars(_compared(runs, dataset), NAMES, "unordered@10", path)
