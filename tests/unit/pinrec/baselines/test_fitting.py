@@ -131,3 +131,15 @@ def test_the_next_item_is_learned(name):
     losses = [contender.fit_epoch() for _ in range(25)]
     assert losses[-1] < losses[0] / 2
     assert measure(contender, split.test, k=1).mean()["hr@1"] > 0.9
+
+
+def test_every_epoch_takes_every_user_in_an_order_of_its_own():
+    kind, config = MADE["sasrec, bce"]
+    contender = kind(leave_one_out(ring()), config, 0)
+    orders, loss = [], contender.loss
+    contender.loss = lambda users, rng: (orders[-1].extend(users.tolist()), loss(users, rng))[1]
+    for _ in range(2):
+        orders.append([])
+        contender.fit_epoch()
+    assert orders[0] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1]) == contender.trainable().tolist()
