@@ -1,11 +1,12 @@
 """Semantic IDs: every item as a short tuple of codes, and similar items with the same first codes.
 
 TIGER (Rajput et al. 2023, arXiv 2305.05065) quantises a text embedding of an item by residual quantisation. Two
-things differ here, as there is no pre-trained text model: an item's vector is made of its words and categories and
-of the company it keeps in the training histories; and the quantiser is residual k-means, which the later
-literature finds as good as the paper's RQ-VAE (OneRec, arXiv 2502.18965) and which needs no training of its own.
+things differ here, as there is no pre-trained text model. An item's vector is made of the catalogue's content
+features (the author, categories, numbers and words that PinRec is given too) and of the company it keeps in the
+training histories. And the quantiser is residual k-means in place of an RQ-VAE, as in OneRec (arXiv 2502.18965): it is
+fitted in seconds and has no codes that die.
 
-Shapes: N items, D width of an item's vector, F features, V levels of codes, S codes of a level,
+Shapes: N items, G places of a bag, D width of an item's vector, F features, V levels of codes, S codes of a level,
 P nodes of the trie, C children.
 """
 
@@ -34,9 +35,9 @@ class SemanticIdConfig(Frozen):
 
     levels: int = Field(3, ge=1, description="levels of the quantiser; the IDs have one code more")
     codes: int = Field(256, ge=2, description="codes of a level")
-    width: int = Field(64, ge=1, description="width of the text half and of the co-occurrence half of an item's vector")
+    width: int = Field(64, ge=1, description="width of the content half and of the co-occurrence half of an item")
     cooccurrence: float = Field(
-        2.0, ge=0, description="length of the co-occurrence half against the text half; 0 leaves it out where text is"
+        2.0, ge=0, description="length of the co-occurrence half where the content half is 1; 0 = content alone"
     )
     window: int = Field(5, ge=1, description="items of a history that are at most so far apart count as company")
     iterations: int = Field(25, ge=1, description="rounds of k-means on each level")
@@ -109,24 +110,22 @@ def semantic_ids(
 def item_vectors(catalogue: Catalogue, histories: Sequence[Indices], config: SemanticIdConfig, seed: int = 0) -> Tensor:
     """What the quantiser sees of each item, float32[N, D].
 
-    Two halves, each a truncated SVD with rows of length 1 (0 for items without any): TF-IDF of words and categories,
-    and positive pointwise mutual information of items in the same history. Where no item has text or a category
-    it is the second half alone.
+    Two halves, each a truncated SVD with rows of length 1 (0 for items without any): TF-IDF of content
+    features, and positive pointwise mutual information of items in the same history. Where no two items share a
+    feature it is the second half alone.
 
     Raises:
         ValueError: nothing tells items apart.
     """
     generator = torch.Generator().manual_seed(seed)
-    text, company = _tf_idf(catalogue), _ppmi(histories, len(catalogue), config.window)
+    content, company = _tf_idf(catalogue.bags), _ppmi(histories, len(catalogue), config.window)
     halves = []
-    if text._nnz():
-        halves.append(_factors(text, config.width, generator))
+    if content._nnz():
+        halves.append(_factors(content, config.width, generator))
     if company._nnz() and (config.cooccurrence or not halves):
         halves.append(_factors(company, config.width, generator) * (config.cooccurrence if halves else 1))
     if not halves:
-        raise ValueError(
-            "semantic IDs: no two items share a word, a category or a history; bring items.csv.gz or a longer log"
-        )
+        raise ValueError("semantic IDs: no two items share a feature or a history; bring items.csv.gz or a longer log")
     return torch.cat(halves, 1)
 
 
@@ -150,22 +149,16 @@ def _told_apart(code_NV: Indices) -> Indices:
     return np.column_stack((code_NV, last))
 
 
-def _tf_idf(catalogue: Catalogue) -> Tensor:
-    """Words of titles and categories, sparse [N, F], rows of length 1; what only one item has, or all, is left out."""
-    index: dict[str, int] = {}
-    rows, features = [], []
-    for row, (title, categories) in enumerate(zip(catalogue.titles, catalogue.categories, strict=True)):
-        # A leading blank keeps the word "hair" apart from the category of that name; sorted, as sets have no order.
-        for name in sorted({*title.lower().split(), *(f" {category}" for category in categories)}):
-            rows.append(row)
-            features.append(index.setdefault(name, len(index)))
-    row_M, feature_M = np.array(rows, np.int64), np.array(features, np.int64)
-    count_M = np.bincount(feature_M, minlength=len(index))[feature_M]
-    informs = (count_M > 1) & (count_M < len(catalogue))
-    row_M, feature_M = row_M[informs], np.unique(feature_M[informs], return_inverse=True)[1]
-    weight_M = np.log(len(catalogue) / count_M[informs]).astype(np.float32)
-    length_N = np.sqrt(np.bincount(row_M, weight_M**2, minlength=len(catalogue))).astype(np.float32)
-    return _sparse(row_M, feature_M, weight_M / length_N[row_M], (len(catalogue), int(feature_M.max(initial=0)) + 1))
+def _tf_idf(bag_NG: NDArray[np.int32]) -> Tensor:
+    """Sparse [N, F], rows of length 1; what only one item has, or all, is left out."""
+    items = len(bag_NG)
+    feature_M, row_M = np.divmod(np.unique(bag_NG * np.int64(items) + np.arange(items)[:, None]), items)
+    count_M = np.bincount(feature_M)[feature_M]
+    informs = (feature_M > 0) & (count_M > 1) & (count_M < items)
+    feature_M, row_M = np.unique(feature_M[informs], return_inverse=True)[1], row_M[informs]
+    weight_M = np.log(items / count_M[informs]).astype(np.float32)
+    length_N = np.sqrt(np.bincount(row_M, weight_M**2, minlength=items)).astype(np.float32)
+    return _sparse(row_M, feature_M, weight_M / length_N[row_M], (items, int(feature_M.max(initial=0)) + 1))
 
 
 def _ppmi(histories: Sequence[Indices], items: int, window: int) -> Tensor:

@@ -33,7 +33,7 @@ def test_items_of_a_theme_share_the_first_code_and_other_themes_have_others():
     assert len(set.union(*of_theme)) == 4
 
 
-def test_items_in_the_same_histories_share_the_first_code_where_there_is_no_text():
+def test_items_in_the_same_histories_share_the_first_code_where_there_are_no_features():
     groups = [np.arange(0, 10), np.arange(10, 20)]
     ids = semantic_ids(catalogue(*[()] * 20), company(groups), SMALL.model_copy(update={"codes": 2, "width": 2}))
     assert len(set(ids.code_NV[:10, 0].tolist())) == len(set(ids.code_NV[10:, 0].tolist())) == 1
@@ -42,9 +42,9 @@ def test_items_in_the_same_histories_share_the_first_code_where_there_is_no_text
 
 def test_histories_count_only_as_much_as_the_configuration_says():
     items, histories = themed(), company([np.arange(0, 12), np.arange(12, 24)])
-    text_only = SMALL.model_copy(update={"cooccurrence": 0.0})
+    content_only = SMALL.model_copy(update={"cooccurrence": 0.0})
     np.testing.assert_array_equal(
-        semantic_ids(items, histories, text_only).code_NV, semantic_ids(items, [], text_only).code_NV
+        semantic_ids(items, histories, content_only).code_NV, semantic_ids(items, [], content_only).code_NV
     )
     mostly_company = SMALL.model_copy(update={"cooccurrence": 10.0, "codes": 2})
     first = semantic_ids(items, histories, mostly_company).code_NV[:, 0]
@@ -80,8 +80,8 @@ def test_a_later_level_codes_what_the_levels_before_left_over():
     assert all(after < 0.75 * before for before, after in pairwise(left))
 
 
-def test_words_that_tell_nothing_apart_and_no_company_are_an_error():
-    with pytest.raises(ValueError, match="no two items share"):
+def test_features_that_no_two_items_share_and_no_company_are_an_error():
+    with pytest.raises(ValueError, match="no two items share a feature"):
         semantic_ids(catalogue(("one",), ("two",), ("three",)), [], SMALL)
 
 
