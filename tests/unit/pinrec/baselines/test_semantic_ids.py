@@ -26,11 +26,12 @@ def company(groups, seed=0, users=60, length=8):
     return [rng.choice(groups[user % len(groups)], length) for user in range(users)]
 
 
-def test_items_of_a_theme_share_the_first_code_and_other_themes_have_others():
-    code_NV = semantic_ids(themed(), [], SMALL).code_NV
-    of_theme = [set(code_NV[theme::4, 0].tolist()) for theme in range(4)]
-    assert all(len(codes) == 1 for codes in of_theme)
-    assert len(set.union(*of_theme)) == 4
+@pytest.mark.parametrize("seed", range(5))
+def test_only_items_of_one_theme_share_a_first_code(seed):
+    # Of each theme there are three kinds of items: eight codes for twelve kinds.
+    code_NV = semantic_ids(themed(), [], SMALL.model_copy(update={"codes": 8}), seed).code_NV
+    themes_of = [set((np.flatnonzero(code_NV[:, 0] == code) % 4).tolist()) for code in range(8)]
+    assert [len(themes) for themes in themes_of] == [1] * 8
 
 
 def test_items_in_the_same_histories_share_the_first_code_where_there_are_no_features():
