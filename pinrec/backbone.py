@@ -1,6 +1,7 @@
 """The causal transformer and its cache of keys and values.
 
-Shapes: B rows (users), L positions, D width, H heads, K width of a head, C capacity of the cache, Y layers.
+Shapes: B rows (users), L positions, D width, H heads, K width of a head, C capacity of the cache, Y layers; in
+`Backbone.attend` C candidates a row, and L is the cache's capacity.
 Positions are indices in the window and enter only as rotary angles (Su et al. 2021), so attention sees their
 differences and nothing else; a history that grows at its end leaves all earlier keys and values as they are.
 """
@@ -97,6 +98,20 @@ def _turn(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
 
 
+def _attend_alone(
+    q_BHCK: Tensor, k_BHCK: Tensor, v_BHCK: Tensor, key_BHLK: Tensor, value_BHLK: Tensor, unseen: Tensor
+) -> Tensor:
+    """Attention of each candidate to the positions that are not `unseen` [B, 1, C or 1, L], and to itself.
+
+    A candidate's own key stands beside the others in one softmax; keys of all candidates under a mask would cost
+    C x C more.
+    """
+    past_BHCL = (q_BHCK @ key_BHLK.transpose(-1, -2)).masked_fill(unseen, -torch.inf)
+    own_BHC1 = (q_BHCK * k_BHCK).sum(-1, keepdim=True)
+    weight = torch.softmax(torch.cat((past_BHCL, own_BHC1), -1) * q_BHCK.shape[-1] ** -0.5, -1)
+    return weight[..., :-1] @ value_BHLK + weight[..., -1:] * v_BHCK
+
+
 class Block(nn.Module):
     """Pre-norm attention with a gated output (Qiu et al. 2025) and a gated feed-forward (Shazeer 2020)."""
 
@@ -181,3 +196,26 @@ class Backbone(nn.Module):
         cache.length_B = cache.length_B + 1
         h_BD: Tensor = self.norm(x[:, 0])
         return h_BD
+
+    def attend(self, x_BCD: Tensor, cache: KVCache, length_BC: Tensor | None = None) -> Tensor:
+        """States h_BCD of C candidates a row, each as if it alone came next; `cache` stays as it is.
+
+        A candidate attends to the cached history and to itself, not to other candidates (method: UniPinRec).
+
+        Args:
+            x_BCD: tokens of the candidates.
+            cache: of the histories; in training its gradients flow.
+            length_BC: int64, how many positions of its history each candidate sees; None = all.
+        """
+        assert x_BCD.shape == (len(cache.length_B), x_BCD.shape[1], self.width)
+        length = cache.length_B[:, None] if length_BC is None else length_BC
+        cos, sin = self.rotary.angles(length)
+        angles = cos[:, None], sin[:, None]
+        unseen = (torch.arange(cache.capacity) >= length[..., None])[:, None]
+        x = F.dropout(x_BCD, self.dropout, self.training)
+        for layer, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            q, k, v, gate = block.split(x, angles)
+            x = block.join(x, _attend_alone(q, k, v, cache.key[layer], cache.value[layer], unseen), gate)
+        h_BCD: Tensor = self.norm(x)
+        return h_BCD

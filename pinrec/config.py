@@ -91,6 +91,7 @@ class ModelConfig(Frozen):
         "float32", description="of the item vectors in a bundle; int8 is a quarter of the size"
     )
     dropout: float = Field(0.1, ge=0, lt=1)
+    ranking: bool = Field(False, description="has a ranking head, which scores candidates on the keys of retrieval")
     offsets_s: tuple[float, ...] = Field(
         (0.0, 30.0, 60.0, 180.0), min_length=1, description="time offsets generated in one step, in seconds"
     )
@@ -133,6 +134,10 @@ class TrainingConfig(Frozen):
         (), description="fine-tune on targets of these surfaces; empty: of all"
     )
     impression_weight: float = Field(0.2, ge=0, description="weight of refused impressions in fine-tuning")
+    ranking_weight: float = Field(1.0, ge=0, description="weight of the ranking head's loss (model.ranking)")
+    action_mask: float = Field(
+        0.2, ge=0, lt=1, description="share of the history's actions hidden in training (model.ranking)"
+    )
     averaging: float = Field(
         0.0, ge=0, lt=1, description="share of the running average of the weights that stays at a step; 0 = no average"
     )
@@ -149,6 +154,12 @@ class GenerationConfig(Frozen):
     steps: int = Field(2, ge=1, le=64, description="decode steps; each emits outcomes x offsets embeddings")
     compression: float = Field(0.95, gt=-1, le=1, description="embeddings with a higher cosine are merged")
     overfetch: float = Field(2.0, ge=1, description="candidates fetched per slot before filters")
+    rerank: int = Field(
+        0,
+        ge=0,
+        le=50,
+        description="candidates for each place that the ranking head scores; 0, or no head: the order of retrieval",
+    )
     max_k: int = Field(500, ge=1, description="largest k a request may ask for")
     default_outcomes: dict[str, Share] | None = Field(
         None, description="budget when a request names none; None = as frequent as in training"

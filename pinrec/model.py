@@ -1,6 +1,7 @@
 """PinRec: one model, three modes (method: arXiv 2504.10507).
 
-Shapes: B rows (users), L positions, D width, E embeddings a row, N items, K features of a bag, C content numbers.
+Shapes: B rows (users), L positions, D width, E embeddings a row, N items, K features of a bag, C content numbers or
+candidates a row, O engaging actions.
 """
 
 import math
@@ -14,10 +15,12 @@ from pinrec.backbone import Backbone, KVCache
 from pinrec.config import ModelConfig, Vocabulary
 from pinrec.heads import CalendarTime, LogTime, OutputHead
 from pinrec.items import Catalogue
+from pinrec.ranking import RankingHead
 from pinrec.tower import ItemTower
 
 FIRST_TEMPERATURE = 0.05
 LOWEST_TEMPERATURE = 0.01
+UNKNOWN = -1  # the action of a candidate, which nobody has met yet, or of an event that training hides
 
 
 def as_int64(hashes: NDArray[np.uint64]) -> Tensor:
@@ -32,7 +35,7 @@ def previous_timestamps(timestamp_BL: Tensor) -> Tensor:
 
 
 class PinRecModel(nn.Module):
-    """Item tower, tokens, causal backbone and output head.
+    """Item tower, tokens, causal backbone and output head; `ranking` is None where the config asks for no such head.
 
     The mode is not in the weights: training drops conditions at random, so one set of weights serves
     unconditioned, outcome and multi_token requests (see `head`).
@@ -53,6 +56,7 @@ class PinRecModel(nn.Module):
         self.backbone = Backbone(config)
         self.output = OutputHead(config, vocabulary)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(FIRST_TEMPERATURE)))
+        self.ranking = RankingHead(config, vocabulary) if config.ranking else None
 
     @property
     def temperature(self) -> Tensor:
@@ -101,7 +105,7 @@ class PinRecModel(nn.Module):
 
         Args:
             item_BLD: item or query vectors.
-            action_BL, surface_BL: int64 vocabulary indices.
+            action_BL, surface_BL: int64 vocabulary indices; with a ranking head an action may be UNKNOWN.
             timestamp_BL: float64 epoch seconds.
             previous_BL: float64, the timestamp of the event before in the same window, NaN where
                 there is none (`previous_timestamps`).
@@ -112,8 +116,15 @@ class PinRecModel(nn.Module):
         pause = torch.where(none[..., None], self.no_previous, pause)
         time = self.time_in(torch.cat((self.calendar(timestamp_BL), pause), -1))
         item = self.item_in(item_BLD) * self.config.width**0.5
-        x_BLD: Tensor = item + self.action(action_BL) + self.surface(surface_BL) + time
+        x_BLD: Tensor = item + self._actions(action_BL) + self.surface(surface_BL) + time
         return x_BLD
+
+    def _actions(self, action_BL: Tensor) -> Tensor:
+        if self.ranking is None:
+            known_BLD: Tensor = self.action(action_BL)
+            return known_BLD
+        hidden_BL1 = (action_BL == UNKNOWN)[..., None]
+        return torch.where(hidden_BL1, self.ranking.unknown, self.action(action_BL.clamp(min=0)))
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """States h_BLD of right-padded windows of tokens, without a cache (training)."""
@@ -146,3 +157,25 @@ class PinRecModel(nn.Module):
         """
         e_BED: Tensor = self.output(h_BD, outcome_BE, surface_BE, offset_s_BE)
         return e_BED
+
+    def rank(
+        self,
+        item_BCD: Tensor,
+        surface_BC: Tensor,
+        timestamp_BC: Tensor,
+        previous_BC: Tensor,
+        cache: KVCache,
+        length_BC: Tensor | None = None,
+    ) -> Tensor:
+        """Log-odds [B, C, O] that a candidate, once shown, meets with each engaging action.
+
+        Args:
+            item_BCD: item vectors of the candidates.
+            surface_BC, timestamp_BC, previous_BC: where and when each is shown, and the time of the event before, as
+                in `tokens`; [B, 1] where all of a row are shown at once.
+            cache, length_BC: the histories, and how much each candidate sees of them; see `Backbone.attend`.
+        """
+        assert self.ranking is not None
+        x_BCD = self.tokens(item_BCD, torch.full_like(surface_BC, UNKNOWN), surface_BC, timestamp_BC, previous_BC)
+        logit_BCO: Tensor = self.ranking(self.backbone.attend(x_BCD, cache, length_BC))
+        return logit_BCO

@@ -15,7 +15,8 @@ from pinrec.config import Mode, ModelConfig, TrainingConfig, Vocabulary
 from pinrec.dataset import EventColumns
 from pinrec.items import Catalogue
 from pinrec.losses import exact_softmax, refused_softmax, sampled_softmax
-from pinrec.model import PinRecModel, previous_timestamps
+from pinrec.model import UNKNOWN, PinRecModel, previous_timestamps
+from pinrec.ranking import Exposures, ranking_loss
 from pinrec.sketch import CountMinSketch
 from pinrec.subjects import Subjects
 from pinrec.windows import Indices, Windows
@@ -110,7 +111,10 @@ class Learner:
         began = time.perf_counter()
         windows, subjects = Windows(events, self.vocabulary), Subjects(events, catalogue, self.config)
         subject_of, surface_of = subjects.of_event[windows.order], events.surface[windows.order].astype(np.int64)
-        step_data = _StepData(windows, subjects, subject_of, surface_of, len(catalogue), self._tuned_surfaces())
+        exposures = Exposures(windows, events, self.vocabulary) if self.model.ranking is not None else None
+        step_data = _StepData(
+            windows, subjects, subject_of, surface_of, len(catalogue), self._tuned_surfaces(), exposures
+        )
         rng = np.random.default_rng((self.training.seed, self.step))
         losses: list[float] = []
         inputs = predictions = 0
@@ -209,19 +213,26 @@ class Learner:
             torch.from_numpy(codes - int(used[0] < 0)), [*(positions.size for positions in parts), len(pool.subject)]
         )
         timestamp_BL = torch.from_numpy(windows.timestamp[position_BL])
+        item_BLD, action_BL = vectors_UD[input_BL].view(*position_BL.shape, -1), windows.action[position_BL]
+        if data.exposures is not None:
+            action_BL[rng.random(action_BL.shape) < training.action_mask] = UNKNOWN
         x_BLD = model.tokens(
-            vectors_UD[input_BL].view(*position_BL.shape, -1),
-            torch.from_numpy(windows.action[position_BL]),
+            item_BLD,
+            torch.from_numpy(action_BL),
             torch.from_numpy(data.surface_of[position_BL]),
             timestamp_BL,
             previous_timestamps(timestamp_BL),
         )
-        h_MD = model(x_BLD)[torch.from_numpy(real_BL)][asked_M]
+        exposures = data.exposures
+        h_BLD, cache = (model(x_BLD), None) if exposures is None else model.prefill(x_BLD, torch.from_numpy(hi - lo))
+        h_MD = h_BLD[torch.from_numpy(real_BL)][asked_M]
         e_MD = self._predict(rng, h_MD, windows.action[aims.target], data.surface_of[aims.target], offset_s)
         positive_MA, negative_MR = positive_MA.view(aims.admissible.shape), negative_MR.view(refused_MR.shape)
         loss = self._loss(e_MD, vectors_UD, positive_MA, pool_P, pool.log_weight)
         if weighed:
             loss = loss + training.impression_weight * self._refusal_loss(e_MD, vectors_UD, positive_MA, negative_MR)
+        if exposures is not None and cache is not None:
+            loss = loss + training.ranking_weight * ranking_loss(model, exposures, rng, lo, hi, item_BLD, cache)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -366,6 +377,7 @@ class _StepData:
     catalogue_items: int
 
     tuned_surfaces: NDArray[np.bool_] | None
+    exposures: Exposures | None
 
     def subjects_at(self, positions: Indices) -> Indices:
         """Subjects of events; -1 for -1."""

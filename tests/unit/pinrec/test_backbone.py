@@ -73,6 +73,38 @@ def test_caches_of_single_users_joined_decode_like_the_batch(model):
     torch.testing.assert_close(joined, model.decode(token, batch)[[2, 0, 1]])
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 24), min_size=1, max_size=5), st.integers(1, 7), st.integers(0, 3), st.integers(0, 999))
+@torch.no_grad()
+def test_candidates_attend_as_if_each_alone_came_next_and_leave_the_cache_alone(model, lengths, candidates, room, seed):
+    torch.manual_seed(seed)
+    length_B = torch.tensor(lengths)
+    x_BLD = torch.randn(len(lengths), max(lengths), CONFIG.width)
+    candidate_BCD = torch.randn(len(lengths), candidates, CONFIG.width)
+    _, cache = model.prefill(x_BLD, length_B)
+    cache.reserve(cache.capacity + room)
+    before = cache.key.clone(), cache.value.clone(), cache.length_B.clone()
+    h_BCD = model.backbone.attend(candidate_BCD, cache)
+    for kept, was in zip((cache.key, cache.value, cache.length_B), before, strict=True):
+        assert torch.equal(kept, was)
+    for c in range(candidates):
+        _, alone = model.prefill(x_BLD, length_B)
+        torch.testing.assert_close(h_BCD[:, c], model.decode(candidate_BCD[:, c], alone), atol=2e-5, rtol=2e-4)
+
+
+@torch.no_grad()
+def test_a_candidate_sees_no_more_of_its_history_than_it_may(model):
+    x, length = torch.randn(2, 9, CONFIG.width), torch.tensor([9, 6])
+    candidate = torch.randn(2, 3, CONFIG.width)
+    seen = torch.tensor([[1, 9, 4], [6, 0, 2]])
+    _, cache = model.prefill(x, length)
+    h = model.backbone.attend(candidate, cache, seen)
+    for b in range(2):
+        for c in range(3):
+            whole = torch.cat((x[b, : seen[b, c]], candidate[b, c][None]))[None]
+            torch.testing.assert_close(h[b, c], model(whole)[0, -1], atol=2e-5, rtol=2e-4)
+
+
 def test_a_cache_of_other_shapes_is_refused(model):
     _, cache = model.prefill(torch.randn(2, 3, CONFIG.width), torch.tensor([3, 3]))
     with pytest.raises(AssertionError):
