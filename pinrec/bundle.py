@@ -33,7 +33,7 @@ from torch import Tensor
 from pinrec.budget import normalised
 from pinrec.config import Frozen, GenerationConfig, Mode, ModelConfig, Vocabulary
 from pinrec.exact import CHUNK, perturbed_rows
-from pinrec.generation import GenerationRequest, embed
+from pinrec.generation import GenerationRequest, embed, rank
 from pinrec.hashing import hash_id
 from pinrec.history import History, HistoryEvent
 from pinrec.index import IndexFileError, ItemIndex
@@ -110,12 +110,16 @@ class GoldenEvent(Frozen):
 
 
 class GoldenQuery(Frozen):
-    """A made-up history, the first embedding of each step, and the items the very first finds."""
+    """A made-up history, the first embedding of each step, the items the very first finds, and their ranking scores.
+
+    Without a ranking head there are no scores.
+    """
 
     history: tuple[GoldenEvent, ...]
     now: float
     embeddings: tuple[tuple[float, ...], ...] = ()
     items: tuple[str, ...] = ()
+    ranking: tuple[float, ...] = ()
 
 
 class Manifest(Frozen):
@@ -373,6 +377,7 @@ class Bundle:
             update={
                 "embeddings": tuple(tuple(round(x, 6) for x in e_D) for e_D in e_SD.tolist()),
                 "items": tuple(self.catalogue.item_ids[row] for row in rows[0]),
+                "ranking": tuple(round(x, 6) for x in self._golden_ranking(query, rows[0]).tolist()),
             }
         )
 
@@ -382,6 +387,13 @@ class Bundle:
         generated = embed(self, [request], GenerationConfig(mode=self.manifest.mode, steps=2))
         e_SD: np.ndarray = generated.e_BED[0].reshape(2, -1, self.config.width)[:, 0]
         return e_SD
+
+    def _golden_ranking(self, query: GoldenQuery, rows: np.ndarray) -> np.ndarray:
+        """float32[len(rows)], or none without a ranking head."""
+        if self.model.ranking is None:
+            return np.zeros(0, np.float32)
+        request = GenerationRequest(_history(query), k=1, now=query.now)
+        return rank(self, [request], [rows], GenerationConfig())[0]
 
     def _check_golden(self, query: GoldenQuery) -> None:
         e_SD, expected_SD = self._golden_embeddings(query), np.array(query.embeddings, np.float32)
@@ -393,6 +405,9 @@ class Bundle:
         least = scores[0] - TOLERANCE - _bound(self.table, rows) * self.config.width**0.5
         if (rows < 0).any() or (self.table[rows] @ e_SD[0] < least).any():
             raise BundleError("golden", "a golden history gives other items than when the bundle was made")
+        score_C, expected_C = self._golden_ranking(query, rows), np.array(query.ranking, np.float32)
+        if score_C.shape != expected_C.shape or not np.allclose(score_C, expected_C, rtol=0, atol=TOLERANCE):
+            raise BundleError("golden", "a golden history ranks items otherwise than when the bundle was made")
 
 
 def read_manifest(folder: Path) -> Manifest:

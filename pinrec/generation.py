@@ -1,10 +1,12 @@
-"""From histories to lists: encode, generate embeddings, split the budget, search, filter.
+"""From histories to lists: encode, generate embeddings, split the budget, search, filter, and rank where asked to.
 
 Every stage takes a whole batch. Shape suffixes: B requests, L events, E embeddings of a request in generation
-order (step, then outcome, then offset), Q embeddings that are searched, K results of a search, D width.
+order (step, then outcome, then offset), Q embeddings that are searched, K results of a search, D width, C candidates
+of a request that are ranked, O engaging actions.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -32,6 +34,7 @@ _DEEPEST: Final = 2_048
 # Categories of no more rows than this are scanned: cheaper than to search on until enough of them turn up.
 _SCANNED_ROWS: Final = 5_000
 _SCANNED_SHARE: Final = 1 / 64
+_RANKED: Final = 512  # candidates of a request that are ranked at once: what bounds the memory it takes
 
 
 class RequestError(ValueError):
@@ -77,7 +80,9 @@ class Candidate:
 
     Attributes:
         row: of the catalogue.
-        score: inner product with the embedding; in a list of popular items 1 / rank.
+        score: inner product with the embedding, of -1 to 1. Where the ranking head ordered the list, the probabilities
+            that the item, once shown, meets with each outcome of the request, weighed by their shares: 0 to 1. In a
+            list of popular items 1 / rank.
         outcome: name of the outcome aimed at.
         offset_s: seconds from now aimed at.
         step: decode step, from 0.
@@ -140,7 +145,7 @@ def generate(
     """Lists of up to k items each: exactly k distinct ones wherever the filters leave k.
 
     Outcomes are interleaved by their shares, so that the head of a list keeps to the budget too; within an
-    outcome the best score comes first.
+    outcome the best score comes first: with `config.rerank` and a model with a ranking head that of the head.
 
     Raises:
         RequestError: see `check`.
@@ -148,7 +153,15 @@ def generate(
     """
     if not requests:
         return []
-    return retrieve(bundle, requests, embed(bundle, requests, config), config)
+    if not config.rerank or bundle.model.ranking is None:
+        return retrieve(bundle, requests, embed(bundle, requests, config), config)
+    for request in requests:
+        check(request, config)
+    encoded = encode(bundle, requests)
+    length_B = encoded.cache.length_B
+    embeddings = embed(bundle, requests, config, encoded)
+    encoded.cache.rewind(length_B)
+    return _reranked(bundle, requests, _pools(bundle, requests, embeddings, config, config.rerank), config, encoded)
 
 
 @torch.inference_mode()
@@ -193,10 +206,8 @@ def embed(
     nearest = int(offsets.argmin()) if config.mode == "multi_token" else 0
     aims = _outcomes(bundle, shares)
     outcome_BE = np.repeat(aims if conditioned else np.full((len(requests), 1), ANY), len(offsets), axis=1)
-    surface_B = torch.tensor([ANY if request.surface is None else request.surface for request in requests])
+    surface_B, next_surface_B, now_B = _moment(requests, encoded)
     surface_BE = (surface_B if conditioned else torch.full_like(surface_B, ANY))[:, None].expand(outcome_BE.shape)
-    next_surface_B = torch.where(surface_B == ANY, encoded.surface_B, surface_B)
-    now_B = torch.maximum(torch.tensor([request.now for request in requests], dtype=torch.float64), encoded.last_B)
     h_BD, last_B, steps = encoded.h_BD, encoded.last_B, []
     for step in range(config.steps):
         offset_BE = _offsets(offsets, now_B - last_B, outcome_BE.shape[1], model.config.max_offset_s)
@@ -213,6 +224,13 @@ def embed(
         step_E=np.repeat(np.arange(config.steps), outcome_BE.shape[1]),
         slots_BE=_slots(bundle, requests, shares if conditioned else None, every_step_BE),
     )
+
+
+def _moment(requests: Sequence[GenerationRequest], encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
+    """Surfaces asked for (ANY among them), surfaces the next events are taken to be on, and times of these."""
+    surface_B = torch.tensor([ANY if request.surface is None else request.surface for request in requests])
+    now_B = torch.tensor([request.now for request in requests], dtype=torch.float64)
+    return surface_B, surface_B.where(surface_B != ANY, encoded.surface_B), torch.maximum(now_B, encoded.last_B)
 
 
 def _shares(bundle: "Bundle", request: GenerationRequest, config: GenerationConfig) -> dict[str, float]:
@@ -356,7 +374,18 @@ class _Filter:
 def retrieve(
     bundle: "Bundle", requests: Sequence[GenerationRequest], embeddings: Embeddings, config: GenerationConfig
 ) -> list[list[Candidate]]:
-    """Search the index with all embeddings at once and fill every list.
+    """Search the index with all embeddings at once and fill every list."""
+    return _pools(bundle, requests, embeddings, config, 1)
+
+
+def _pools(
+    bundle: "Bundle",
+    requests: Sequence[GenerationRequest],
+    embeddings: Embeddings,
+    config: GenerationConfig,
+    depth: int,
+) -> list[list[Candidate]]:
+    """Each request's list of k; behind it, where the search found them, up to depth - 1 more for each of its places.
 
     A request whose filters leave an embedding short is searched again, alone and twice as deep, and in the end
     answered by an exact scan of what its filters leave: so is, at once, one whose categories hold few items.
@@ -367,7 +396,7 @@ def retrieve(
     few = max(_SCANNED_ROWS, int(_SCANNED_SHARE * len(bundle.index)))
     scanned = {b for b, only in enumerate(filters) if only.rows is not None and len(only.rows) <= few}
     pending = [b for b in range(len(requests)) if b not in scanned]
-    fetch = max(_SHALLOWEST, math.ceil(config.overfetch * int(slots_BE.max())))
+    fetch = max(_SHALLOWEST, math.ceil(config.overfetch * depth * int(slots_BE.max())))
     while pending:
         fetch = min(fetch, len(bundle.index))
         row_Q, at_Q = np.nonzero(slots_BE[pending])
@@ -377,51 +406,56 @@ def retrieve(
         short = []
         for i, b in enumerate(pending):
             mine = slice(start[i], start[i + 1])
-            taken = _fill(slots_BE[b, at_Q[mine]], score_QK[mine], item_QK[mine], filters[b], len(bundle.table))
+            taken = _fill(slots_BE[b, at_Q[mine]], score_QK[mine], item_QK[mine], filters[b], len(bundle.table), depth)
             if len(taken) < requests[b].k:
                 short.append(b)
             else:
-                found[b] = _candidates(bundle, embeddings, b, at_Q[mine], taken)
+                found[b] = _candidates(bundle, embeddings, b, requests[b].k, at_Q[mine], taken)
         if fetch >= min(len(bundle.index), _DEEPEST):
             scanned.update(short)
             break
         pending, fetch = short, 2 * fetch
     for b in scanned:
         at_Q = np.nonzero(slots_BE[b])[0]
-        score_QK, item_QK = _scan(bundle, filters[b], embeddings.e_BED[b, at_Q], requests[b].k)
-        taken = _fill(slots_BE[b, at_Q], score_QK, item_QK, filters[b], len(bundle.table))
-        found[b] = _candidates(bundle, embeddings, b, at_Q, taken)
+        score_QK, item_QK = _scan(bundle, filters[b], embeddings.e_BED[b, at_Q], depth * requests[b].k)
+        taken = _fill(slots_BE[b, at_Q], score_QK, item_QK, filters[b], len(bundle.table), depth)
+        found[b] = _candidates(bundle, embeddings, b, requests[b].k, at_Q, taken)
     return found
 
 
 def _fill(
-    places_Q: np.ndarray, score_QK: np.ndarray, item_QK: np.ndarray, only: _Filter, items: int
+    places_Q: np.ndarray, score_QK: np.ndarray, item_QK: np.ndarray, only: _Filter, items: int, depth: int
 ) -> list[tuple[int, int, float]]:
     """(embedding, row, score), best score first: each embedding's places with its best items, none twice.
 
-    An item that several embeddings found goes to the one that scores it highest and has a place left.
+    An item that several embeddings found goes to the one that scores it highest and has a place left. Once every place
+    is filled, each embedding takes `depth` - 1 further items for each of its places.
     """
-    wanted, total = places_Q.tolist(), int(places_Q.sum())
     order = np.argsort(-score_QK, axis=None, kind="stable")
     if only.rows is not None:
         order = order[only.left(items)[item_QK.ravel()[order]]]
-    rows, scores = item_QK.ravel()[order].tolist(), score_QK.ravel()[order].tolist()
+    found = (order // item_QK.shape[1]).tolist(), item_QK.ravel()[order].tolist(), score_QK.ravel()[order].tolist()
     gone = {ANY, *only.refused}
     taken: list[tuple[int, int, float]] = []
-    for embedding, row, score in zip((order // item_QK.shape[1]).tolist(), rows, scores, strict=True):
-        if wanted[embedding] and row not in gone:
-            wanted[embedding] -= 1
-            gone.add(row)
-            taken.append((embedding, row, score))
+    for more in (1, depth - 1):
+        wanted = (more * places_Q).tolist()
+        total = len(taken) + sum(wanted)
+        for embedding, row, score in zip(*found, strict=True):
             if len(taken) == total:
                 break
+            if wanted[embedding] and row not in gone:
+                wanted[embedding] -= 1
+                gone.add(row)
+                taken.append((embedding, row, score))
+        if len(taken) < total:
+            break
     return taken
 
 
 def _scan(bundle: "Bundle", only: _Filter, q_QD: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
     """Scores and rows [Q, K] of the exact best `depth` that the filter leaves.
 
-    With `depth` = k every embedding still has enough after the others have taken theirs.
+    With `depth` as many as are wanted in all, every embedding still has enough after the others have taken theirs.
     """
     rows = np.nonzero(only.left(len(bundle.table)))[0]
     score_QN = q_QD @ bundle.table[rows].T
@@ -431,14 +465,14 @@ def _scan(bundle: "Bundle", only: _Filter, q_QD: np.ndarray, depth: int) -> tupl
 
 
 def _candidates(
-    bundle: "Bundle", embeddings: Embeddings, b: int, at_Q: np.ndarray, taken: Sequence[tuple[int, int, float]]
+    bundle: "Bundle", embeddings: Embeddings, b: int, k: int, at_Q: np.ndarray, taken: Sequence[tuple[int, int, float]]
 ) -> list[Candidate]:
-    """One request's list, its outcomes interleaved by how many items each has."""
-    groups: dict[int, list[Candidate]] = {}
+    """One request's list, its outcomes interleaved; behind it what was taken beyond k."""
+    named = []
     for q, row, score in taken:
         at = int(at_Q[q])
         outcome, offset_s = int(embeddings.outcome_BE[b, at]), float(embeddings.offset_E[at])
-        groups.setdefault(outcome, []).append(
+        named.append(
             Candidate(
                 row=row,
                 item_id=bundle.catalogue.item_ids[row],
@@ -448,6 +482,14 @@ def _candidates(
                 step=int(embeddings.step_E[at]),
             )
         )
+    return [*_interleaved(named[:k]), *named[k:]]
+
+
+def _interleaved(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates of each outcome, which keep their order, spread over the list by how many there are."""
+    groups: dict[str | None, list[Candidate]] = {}
+    for candidate in candidates:
+        groups.setdefault(candidate.outcome, []).append(candidate)
     # The j-th of n stands at (j + 1/2) / n of the list: any head of it holds each outcome's share, within one.
     placed = [
         ((j + 0.5) / len(group), -len(group), candidate)
@@ -455,6 +497,69 @@ def _candidates(
         for j, candidate in enumerate(group)
     ]
     return [candidate for _, _, candidate in sorted(placed, key=lambda place: place[:2])]
+
+
+@torch.inference_mode()
+def rank(
+    bundle: "Bundle",
+    requests: Sequence[GenerationRequest],
+    rows: Sequence[np.ndarray],
+    config: GenerationConfig,
+    encoded: Encoded | None = None,
+) -> list[np.ndarray]:
+    """The ranking head's score of items, for each request; see `Candidate.score`.
+
+    Args:
+        rows: int64[C] for each request, rows of the catalogue; their order and company change no score.
+        encoded: of these requests, if the caller has it, without decoded steps; it stays as it is.
+
+    Returns:
+        float32[C] for each request.
+
+    Raises:
+        ValueError: the model has no ranking head.
+    """
+    model = bundle.model
+    if model.ranking is None:
+        raise ValueError("ranking: this model was trained without a ranking head; train one with model.ranking")
+    encoded = encode(bundle, requests) if encoded is None else encoded
+    _, surface_B, now_B = _moment(requests, encoded)
+    row_BC = np.zeros((len(rows), max(map(len, rows), default=0)), np.int64)
+    share_BO = torch.zeros(len(rows), len(bundle.vocabulary.outcomes))
+    for b, request in enumerate(requests):
+        row_BC[b, : len(rows[b])] = rows[b]
+        shares = _shares(bundle, request, config)
+        share_BO[b] = torch.tensor([shares.get(name, 0.0) for name in bundle.vocabulary.outcomes])
+    score_BC = np.zeros(row_BC.shape, np.float32)
+    for at in range(0, row_BC.shape[1], _RANKED):
+        some = slice(at, at + _RANKED)
+        item_BCD = torch.from_numpy(bundle.table[row_BC[:, some]])
+        logit_BCO = model.rank(item_BCD, surface_B[:, None], now_B[:, None], encoded.last_B[:, None], encoded.cache)
+        score_BC[:, some] = torch.einsum("bco,bo->bc", logit_BCO.sigmoid(), share_BO).numpy()
+    return [score_C[: len(mine)] for score_C, mine in zip(score_BC, rows, strict=True)]
+
+
+def _reranked(
+    bundle: "Bundle",
+    requests: Sequence[GenerationRequest],
+    pools: Sequence[list[Candidate]],
+    config: GenerationConfig,
+    encoded: Encoded,
+) -> list[list[Candidate]]:
+    """Lists of the best of each pool; every outcome keeps the places that it has among the pool's first k."""
+    lists = []
+    rows = [np.array([candidate.row for candidate in pool], np.int64) for pool in pools]
+    scores = rank(bundle, requests, rows, config, encoded)
+    for request, pool, score_C in zip(requests, pools, scores, strict=True):
+        places, best = Counter(candidate.outcome for candidate in pool[: request.k]), []
+        for at in np.argsort(-score_C, kind="stable").tolist():
+            candidate = pool[at]
+            if places[candidate.outcome]:
+                places[candidate.outcome] -= 1
+                candidate.score = float(score_C[at])
+                best.append(candidate)
+        lists.append(_interleaved(best))
+    return lists
 
 
 def popular(bundle: "Bundle", request: GenerationRequest, fresh_every: int = 5) -> list[Candidate]:
