@@ -88,7 +88,8 @@ class PinRec:
     def _rows(self) -> np.ndarray:
         return packed_rows(self._split.log)
 
-    def _requests(self, cases: Cases, k: int) -> list[GenerationRequest]:
+    def requests(self, cases: Cases, k: int) -> list[GenerationRequest]:
+        """What serving would be asked: the history of each case, at the time of its last event."""
         log, requests = self._split.log, []
         for lo, hi in zip(cases.lo.tolist(), cases.hi.tolist(), strict=True):
             asked = log.events.query[lo:hi]
@@ -106,14 +107,14 @@ class PinRec:
     def ranked(self, cases: Cases, k: int) -> Rows:
         """See `Retriever`: the list that serving would answer with."""
         lists = np.full((len(cases), k), -1, np.int64)
-        made = generate(self.bundle, self._requests(cases, min(k, len(self.bundle.catalogue))), self._generation)
+        made = generate(self.bundle, self.requests(cases, min(k, len(self.bundle.catalogue))), self._generation)
         for row, found in zip(lists, made, strict=True):
             row[: len(found)] = [candidate.row for candidate in found]
         return lists
 
     def generated(self, cases: Cases, embeddings: int, k: int) -> Rows:
         """See `Retriever`: the k best unseen items of each embedding, before lists are made of them."""
-        e_BED = embed(self.bundle, self._requests(cases, k), self._generation).e_BED
+        e_BED = embed(self.bundle, self.requests(cases, k), self._generation).e_BED
         if e_BED.shape[1] != embeddings:
             raise ValueError(f"generation: makes {e_BED.shape[1]} embeddings a user, not {embeddings}")
         found = np.full((len(cases), embeddings, k), -1, np.int64)

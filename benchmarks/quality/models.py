@@ -194,5 +194,6 @@ MODELS: Final[dict[str, Entry]] = {
         }
     ),
     "pinrec": _PINREC,
+    "pinrec_ranking": _PINREC.but({"": {"model": {"ranking": True}}}),
 }
 """Ablations are `_PINREC.but(...)` under a name of their own."""
