@@ -25,7 +25,7 @@ NAMES: Final = {
     "no_logq": "no logQ",
     "in_batch_only": "in-batch negatives only",
     "no_feed_relaxation": "no intra-feed relaxation",
-    "no_impression_negatives": "no impression negatives",
+    "impression_negatives": "with impression negatives",
     "no_time": "no time features",
     "e1": "1 embedding a step",
     "e4": "4 embeddings a step",
