@@ -120,7 +120,7 @@ class TrainingConfig(Frozen):
     softmax: Literal["sampled", "exact"] = Field(
         "sampled", description="exact: over the whole catalogue; affordable up to some ten thousand items"
     )
-    uniform_negatives: int = Field(512, ge=1, description="drawn per step, shared by the batch (sampled softmax)")
+    uniform_negatives: int = Field(512, ge=0, description="drawn per step, shared by the batch (sampled softmax)")
     in_batch_negatives: bool = True
     later_targets: int = Field(
         1, ge=0, description="multi_token: predictions of later events at each position, beside the next"
@@ -145,6 +145,12 @@ class TrainingConfig(Frozen):
     round_steps: int = Field(60, ge=1, description="most steps of a later round")
     threads: int = Field(1, ge=1, description="torch threads of the trainer")
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _some_negatives(self) -> Self:
+        if not self.uniform_negatives and not self.in_batch_negatives:
+            raise ValueError("uniform_negatives: must be at least 1 where in_batch_negatives is off")
+        return self
 
 
 class GenerationConfig(Frozen):

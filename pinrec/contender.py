@@ -1,8 +1,8 @@
 """PinRec as a model under comparison: the learner that serving's trainer uses, the generation that serving uses."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from pinrec.bundle import Bundle
 from pinrec.config import GenerationConfig, ModelConfig, TrainingConfig
 from pinrec.generation import GenerationRequest, embed, generate
 from pinrec.history import ROW, History
+from pinrec.items import Catalogue, Item
 from pinrec.measures import Rows
 from pinrec.popularity import Popularity
 from pinrec.protocols import Cases, Split, UserLog
@@ -28,6 +29,8 @@ class PinRecRecipe:
         generation: mode, steps and budget; embeddings of a user = steps x outcomes x offsets.
         epochs: passes over the training events.
         at_last_surface: ask for the surface of the history's last event; else for any.
+        session_gap_s: a log without feed views gets them, split by longer pauses (intra-feed relaxation); 0 = none.
+        without: what the model is not told, for ablations: items' content, or times beyond the order of events.
     """
 
     model: ModelConfig
@@ -35,13 +38,27 @@ class PinRecRecipe:
     generation: GenerationConfig
     epochs: int
     at_last_surface: bool = False
+    session_gap_s: float = 0.0
+    without: tuple[Literal["content", "time"], ...] = ()
+
+    def told(self, split: Split) -> Split:
+        """The split as this recipe's model sees it; rows and cases stay the same."""
+        events, catalogue = split.log.events, split.log.catalogue
+        if self.session_gap_s:
+            events = events.with_sessions(self.session_gap_s)
+        if "content" in self.without:
+            catalogue = Catalogue.of([Item(item_id) for item_id in catalogue.item_ids], self.model)
+        if "time" in self.without:
+            order = np.arange(len(events)) - split.log.start[events.user]
+            events = replace(events, timestamp=order.astype(np.float64))
+        return replace(split, log=replace(split.log, events=events, catalogue=catalogue))
 
 
 class PinRec:
     """A `pinrec.baselines.contender.Contender`."""
 
     def __init__(self, split: Split, recipe: PinRecRecipe, seed: int) -> None:
-        self._split, self._recipe, self._seed = split, recipe, seed
+        self._split, self._recipe = recipe.told(split), recipe
         training = recipe.training.model_copy(update={"seed": seed})
         self.learner = Learner(recipe.model, split.log.vocabulary, training, recipe.generation.mode)
         self._generation = recipe.generation.model_copy(update={"max_k": MOST})

@@ -1,7 +1,7 @@
 """Events in columns: what training and evaluation read."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -110,6 +110,19 @@ class EventColumns:
         return type(self)(
             user_ids=self.user_ids, queries=self.queries, **{name: getattr(self, name)[which] for name in names}
         )
+
+    def with_sessions(self, gap_s: float) -> Self:
+        """The same events with feed views by time: a user's events on one surface without longer pauses.
+
+        Args:
+            gap_s: the longest pause within a view, seconds.
+        """
+        order = np.lexsort((self.timestamp, self.surface, self.user))
+        same = (np.diff(self.user[order]) == 0) & (np.diff(self.surface[order].astype(np.int64)) == 0)
+        same &= np.diff(self.timestamp[order]) <= gap_s
+        feed = np.empty(len(self), np.int64)
+        feed[order] = np.concatenate(([0], np.cumsum(~same))) if len(self) else order
+        return replace(self, feed=feed)
 
     def engaged(self, vocabulary: Vocabulary) -> NDArray[np.bool_]:
         """bool[n]: engaging actions on items, which is what the model learns to predict."""

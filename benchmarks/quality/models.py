@@ -228,7 +228,11 @@ MODELS: Final[dict[str, Entry]] = {
     "pinrec_oc": _PINREC.but({"": {"generation": {"mode": "outcome"}}, "disjoint": {"generation": {"steps": 4}}}),
     "pinrec": _PINREC,
     "no_multi_hash": _PINREC.but({"": {"model": {"hash_tables": 1}}}),
+    "no_content": _PINREC.but({"": {"without": ["content"]}}),
+    "no_time": _PINREC.but({"": {"without": ["time"]}}),
     "no_logq": _PINREC.but({"": {"training": {"log_q": False}}}),
+    "in_batch_only": _PINREC.but({"disjoint": {"training": {"uniform_negatives": 0}}}),
+    "feed_relaxation": _PINREC.but({"": {"session_gap_s": 600.0}}),
     "impression_negatives": _PINREC.but({"": {"training": {"fine_tune_share": 0.5}}}),
 }
 """Ablations are `_PINREC.but(...)` under a name of their own."""

@@ -49,7 +49,7 @@ CLAIM: Final = {
     "no_content": "dense content beside the ID embedding (no figure)",
     "no_logq": "logQ correction (no figure)",
     "in_batch_only": "16 K in place of 8 K random negatives: +2.5 % recall",
-    "no_feed_relaxation": "intra-feed relaxation (no figure)",
+    "feed_relaxation": "intra-feed relaxation (no figure)",
     "impression_negatives": "impression negatives: +2.0 to 4.5 % recall",
     "no_time": "absolute and relative time (no figure)",
     "e1": "16 embeddings a step against one at a time: +16 % unordered recall",

@@ -24,7 +24,7 @@ NAMES: Final = {
     "no_content": "no content",
     "no_logq": "no logQ",
     "in_batch_only": "in-batch negatives only",
-    "no_feed_relaxation": "no intra-feed relaxation",
+    "feed_relaxation": "with intra-feed relaxation",
     "impression_negatives": "with impression negatives",
     "no_time": "no time features",
     "e1": "1 embedding a step",

@@ -70,3 +70,21 @@ def test_a_bad_column_is_an_error_naming_it(change, message):
         EventColumns.of_columns(COLUMNS | change, VOCABULARY)
     with pytest.raises(ValueError, match="surface: this column is missing"):
         EventColumns.of_columns({k: v for k, v in COLUMNS.items() if k != "surface"}, VOCABULARY)
+
+
+def test_sessions_are_runs_on_one_surface_without_a_long_pause():
+    vocabulary = Vocabulary()
+    events = EventColumns.of_columns(
+        {
+            "user_id": ["u"] * 5 + ["v"],
+            "item_id": list("abcdef"),
+            "action": ["click"] * 6,
+            "surface": ["home", "search", "home", "home", "search", "home"],
+            "timestamp": [0.0, 1.0, 50.0, 200.0, 61.0, 201.0],
+        },
+        vocabulary,
+    ).with_sessions(60.0)
+    a, b, c, d, e, f = events.feed.tolist()
+    assert a == c  # the search between them does not part them
+    assert b == e
+    assert len({a, b, d, f}) == 4
