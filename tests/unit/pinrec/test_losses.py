@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from pinrec.losses import sampled_softmax
+from pinrec.losses import exact_softmax, sampled_softmax
 
 
 def loss(e, positives, admissible, pool, weight, hit):
@@ -52,3 +52,27 @@ def test_the_loss_over_several_positives_is_the_least_and_none_of_them_is_a_nega
         score = e[row] @ items.T / 0.1
         each = [torch.logsumexp(torch.cat((score[i][None], score[others])), 0) - score[i] for i in chosen]
         torch.testing.assert_close(got[row], torch.stack(each).min())
+
+
+def test_the_exact_softmax_by_blocks_has_the_gradients_of_cross_entropy():
+    torch.manual_seed(2)
+    e = torch.randn(600, 8, dtype=torch.float64, requires_grad=True)
+    items = torch.randn(40, 8, dtype=torch.float64, requires_grad=True)
+    scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, 40, (600,))
+    ours = exact_softmax(e, items, target, scale, low_precision=False)
+    theirs = F.cross_entropy(e @ items.T * scale, target)
+    torch.testing.assert_close(ours, theirs)
+    for got, expected in zip(
+        torch.autograd.grad(3 * ours, (e, items, scale)),
+        torch.autograd.grad(3 * theirs, (e, items, scale)),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, expected)
+
+
+def test_low_precision_changes_the_exact_softmax_by_its_rounding_only():
+    torch.manual_seed(3)
+    e, items, target = unit(300, 32), unit(100, 32), torch.randint(0, 100, (300,))
+    exact, rounded = (exact_softmax(e, items, target, 20.0, low) for low in (False, True))
+    assert abs(exact - rounded) < 0.01 * exact
