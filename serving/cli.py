@@ -228,6 +228,51 @@ def validate_events(
 
 
 @app.command()
+def evaluate(
+    path: Annotated[
+        Path, typer.Argument(help="A log, or a folder with one named interactions; items beside it count.")
+    ],
+    columns: Columns = None,
+    protocol: Annotated[
+        Literal["disjoint", "loo"],
+        typer.Option(help="disjoint: users never trained on, half of their events given; loo: the last event of each."),
+    ] = "disjoint",
+    fold: Annotated[int, typer.Option(min=0, help="disjoint: the fold that is tested.")] = 0,
+    folds: Annotated[int, typer.Option(min=2, help="disjoint: into how many the users are divided.")] = 5,
+    engaging: Annotated[
+        list[str] | None, typer.Option("--engaging", help="An action that counts as engagement; may be repeated.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the models; the split stays.")] = 0,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Of every model; none = what takes minutes.")] = None,
+    max_users: Annotated[int, typer.Option(min=2, help="Most users that are tested.")] = 2_000,
+    deploy: Annotated[
+        Path | None, typer.Option("--deploy", help="Take vocabulary, model, training and generation from this file.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
+) -> None:
+    """What PinRec finds on your own log, beside popularity and SASRec: one table, in minutes.
+
+    Example: pinrec evaluate interactions.csv.gz --columns uid=user_id --json out.json
+    """
+    from pinrec.comparison import ComparisonConfig
+    from serving.evaluate import Question
+    from serving.evaluate import evaluate as answer_of
+
+    settings = None if deploy is None else _settings(deploy)
+    chosen = {} if settings is None else {name: getattr(settings, name) for name in ("model", "training", "generation")}
+    config = ComparisonConfig(epochs=epochs, max_users=max_users, seed=seed, **chosen)
+    vocabulary = None if settings is None else settings.vocabulary
+    question = Question(path, _mapping(columns), vocabulary, engaging or (), protocol, fold, folds)
+    with stoppable():
+        answer = answer_of(question, config, Steps())
+    console.print(answer.table())
+    for line in (answer.legend, *answer.differences, answer.compared.conclusion):
+        console.print(line, highlight=False)
+    if json_file:
+        json_file.write_text(json.dumps(answer.json(), indent=2) + "\n")
+
+
+@app.command()
 def recommend(
     user_id: Annotated[str, typer.Argument(metavar="USER")],
     k: Annotated[int, typer.Option("-k", help="Length of the list.")] = 10,
@@ -435,6 +480,7 @@ def _mendable() -> tuple[type[BaseException], ...]:
     """Errors whose message tells a user what to do. Imported late: most commands meet none of them."""
     from pydantic import ValidationError
 
+    from pinrec.protocols import ProtocolError
     from serving.client import ClientError
     from serving.cluster import DeployError
     from streaming.broker_files import BrokerError
@@ -444,7 +490,7 @@ def _mendable() -> tuple[type[BaseException], ...]:
     from streaming.topics import KafkaUnreachableError, TopicMismatchError
 
     return (
-        UsageError, ClientError, DeployError, BrokerError, LogError, PublishError, BadEventError,
+        UsageError, ClientError, DeployError, BrokerError, LogError, ProtocolError, PublishError, BadEventError,
         KafkaUnreachableError, TopicMismatchError, ValidationError, FileNotFoundError, PermissionError,
     )  # fmt: skip
 
