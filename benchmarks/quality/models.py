@@ -41,6 +41,7 @@ class Entry:
         settings, selection: by data set and protocol, see above.
         recipe: begins the names of its recipes in `pinrec.baselines.presets`, which hold where there is one for the
             data set under leave-one-out.
+        weights_of: the model whose trained weights it takes instead of training: it differs in generation alone.
     """
 
     contender: str
@@ -48,6 +49,7 @@ class Entry:
     settings: Mapping[str, Settings] = field(default_factory=dict)
     selection: Mapping[str, Settings] = field(default_factory=dict)
     recipe: str | None = None
+    weights_of: str | None = None
 
     def but(self, settings: Mapping[str, Settings]) -> "Entry":
         """The same with other settings, by the same keys."""
@@ -69,13 +71,17 @@ class Entry:
                     return published.config.model_copy(update=last)
         return TypeAdapter(kind).validate_python(_over(merged(self.settings, keys(dataset, protocol)), last))
 
+    def config_of(self, recorded: Settings) -> Any:
+        """The config that a JSON holds; settings that came later have their defaults."""
+        return TypeAdapter(_named(self.config)).validate_python(recorded)
+
     def selection_for(self, dataset: str, protocol: str) -> Selection:
         """How its epoch is chosen."""
-        default = {"metric": "ndcg@10"}
+        default: dict[str, Any] = {"metric": "ndcg@10"}
         if protocol == "disjoint":
-            embeddings = EMBEDDINGS.get(dataset, 16)
-            default = {"metric": f"equal@{10 * embeddings}", "embeddings": embeddings}
-        return Selection(**default | merged(self.selection, keys(dataset, protocol)))
+            default = {"embeddings": EMBEDDINGS.get(dataset, 16)}
+        chosen = default | merged(self.selection, keys(dataset, protocol))
+        return Selection(**{"metric": f"equal@{10 * chosen.get('embeddings', 1)}"} | chosen)
 
     def make(self, split: "Split", config: Any, seed: int, device: str) -> "Contender":
         """The contender; a device other than the CPU is asked for by keyword."""
@@ -143,6 +149,7 @@ _PINREC: Final = Entry(
             },
             "generation": {"mode": "unconditioned", "steps": 1},
         },
+        "ml1m loo": {"model": {"layers": 3}, "epochs": 45},
         "disjoint": {
             # What is to be found lies days ahead: half of KuaiRand's targets more than two.
             "model": {"history": 128, "dropout": 0.2, "max_offset_s": 14 * _DAY_S, "offsets_s": (_DAY_S, 5 * _DAY_S)},
@@ -158,13 +165,19 @@ _PINREC: Final = Entry(
         # Three outcomes, two offsets, two steps: 12.
         "ml1m disjoint": {"generation": {"default_outcomes": _RATINGS}},
     },
-    selection={"loo": {"every": 4}, "disjoint": {"every": 4}},
+    selection={"loo": {"every": 5}, "disjoint": {"every": 4}},
 )  # fmt: skip
 _PUBLISHED: Final = {"ml1m": {"every": 2, "patience": 10}, "amazon_beauty": {"every": 5, "patience": 10}}
 
 
 def _every(epochs: int, patience: int | None = None) -> dict[str, Settings]:
     return {"disjoint": {"every": epochs, "patience": patience}}
+
+
+def _generating(steps: int, outcomes: Mapping[str, float], offsets_s: tuple[float, ...]) -> Entry:
+    """PinRec with other embeddings on KuaiRand; its own outcomes are replaced, not merged with."""
+    settings = {"model": {"offsets_s": offsets_s}, "generation": {"steps": steps, "default_outcomes": outcomes}}
+    return replace(_PINREC, settings={**_PINREC.settings, "kuairand_pure disjoint": settings}, weights_of="pinrec")
 
 
 MODELS: Final[dict[str, Entry]] = {
@@ -234,5 +247,9 @@ MODELS: Final[dict[str, Entry]] = {
     "in_batch_only": _PINREC.but({"disjoint": {"training": {"uniform_negatives": 0}}}),
     "feed_relaxation": _PINREC.but({"": {"session_gap_s": 600.0}}),
     "impression_negatives": _PINREC.but({"": {"training": {"fine_tune_share": 0.5}}}),
+    # Sixteen embeddings of the same weights, so many in each step.
+    "e1": _generating(16, {"click": 1.0}, (_DAY_S,)),
+    "e4": _generating(4, _KUAIRAND_OUTCOMES, (_DAY_S,)),
+    "e16": _generating(1, _KUAIRAND_OUTCOMES, (0.5 * _DAY_S, _DAY_S, 5 * _DAY_S, 10 * _DAY_S)),
 }
 """Ablations are `_PINREC.but(...)` under a name of their own."""
