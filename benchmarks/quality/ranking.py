@@ -9,7 +9,6 @@ measures on the test users of a fold:
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,13 +19,13 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from benchmarks.quality.models import MODELS
 from benchmarks.quality.process import keep_freed_memory, use_all_cores
-from benchmarks.quality.record import RESULTS, means, run_name
+from benchmarks.quality.ranking_record import FOLDER, MODEL, Compared, Cost, RankingRun, Time
+from benchmarks.quality.record import means
 from benchmarks.quality.run import Prepared, Wanted
-from benchmarks.result import ROOT, Machine, machine, summary
+from benchmarks.result import ROOT, machine, summary
 from pinrec.bundle import Bundle
 from pinrec.config import GenerationConfig
 from pinrec.contender import PinRec, PinRecRecipe
@@ -35,8 +34,6 @@ from pinrec.history import ROW, History
 from pinrec.measures import BATCH, K, measure, paired_bootstrap
 from pinrec.protocols import Cases, Split
 
-MODEL: Final = "pinrec_ranking"
-FOLDER: Final = RESULTS / "ranking"
 DEPTHS: Final = (1, 10)
 CANDIDATES: Final = 100
 BATCHES: Final = (1, 32)
@@ -48,75 +45,6 @@ ENTRY: Final = MODELS["pinrec"].but({"": {"model": {"ranking": True}}})
 
 Figures = dict[str, NDArray[np.float64]]
 """Name -> float64[B], a figure of each user."""
-
-
-class Compared(BaseModel):
-    """A figure of two orders on the same users, and the 95 % interval of its difference over users."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    before: float
-    after: float
-    low: float
-    high: float
-    users: int
-
-
-class Time(BaseModel):
-    """Milliseconds of one call: median over the repeats, and (least, most) of them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    median: float
-    spread: tuple[float, float]
-
-
-class Cost(BaseModel):
-    """What a batch of requests takes; `times` by name, `ratio` of encoding again to reusing the cache."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    batch: int
-    events: float
-    candidates: int
-    threads: int
-    times: dict[str, Time]
-    ratio: float
-
-
-class RankingRun(BaseModel):
-    """What one JSON file holds.
-
-    Attributes:
-        test, valid: figures of retrieval, as of any model: they say whether the head costs retrieval anything.
-        shown, retrieved: means over users.
-        gains: the head's order against retrieval's.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    dataset: str
-    seed: int
-    fold: int
-    test: dict[str, float]
-    valid: dict[str, float]
-    shown: dict[str, float]
-    retrieved: dict[str, float]
-    gains: dict[str, Compared]
-    cost: list[Cost]
-    best_epoch: int
-    seconds: float
-    config: dict[str, Any]
-    commit: str
-    data_sha256: str
-    machine: Machine
-
-    def write(self, folder: Path) -> Path:
-        """Write the JSON; where it lies."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{run_name(self.dataset, 'disjoint', MODEL, self.seed, self.fold)}.json"
-        path.write_text(json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
-        return path
 
 
 def main(arguments: list[str] | None = None) -> int:

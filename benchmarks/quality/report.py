@@ -10,6 +10,8 @@ from benchmarks.quality.disjoint import ablations, disjoint_section
 from benchmarks.quality.leave_one_out import leave_one_out_section, reproduced
 from benchmarks.quality.plan import BASELINES, METHOD
 from benchmarks.quality.plots import draw_bars, draw_curves
+from benchmarks.quality.ranking_record import FOLDER, RankingRun, read_rankings
+from benchmarks.quality.ranking_report import ranking_section
 from benchmarks.quality.record import RESULTS, Run, read_runs
 from benchmarks.quality.words import DATA, NAMES, of_model
 from benchmarks.result import ROOT, BenchmarkError
@@ -83,11 +85,11 @@ def write_report(results: Path) -> Path:
     PLOTS.mkdir(parents=True, exist_ok=True)
     for name in plots_of(runs):
         _draw(runs, name, PLOTS / f"{name}.svg")
-    DOCUMENT.write_text(render(runs))
+    DOCUMENT.write_text(render(runs, read_rankings(results / FOLDER.name)))
     return DOCUMENT
 
 
-def render(runs: Sequence[Run]) -> str:
+def render(runs: Sequence[Run], rankings: Sequence[RankingRun] = ()) -> str:
     """The document."""
     plots = plots_of(runs)
     parts = [_HEAD, "## Leave-one-out\n"]
@@ -99,6 +101,7 @@ def render(runs: Sequence[Run]) -> str:
         parts += disjoint_section(_of(runs, dataset, "disjoint"), dataset)
         parts += _picture(plots, BARS.format(dataset), f"unordered@10 of each model on {DATA[dataset]}")
     parts += ablations(_of(runs, "kuairand_pure", "disjoint"))
+    parts += ranking_section(rankings)
     return "\n".join([*parts, *_machines(runs), ""])
 
 

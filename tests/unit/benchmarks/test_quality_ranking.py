@@ -1,11 +1,13 @@
-import json
 import math
 
 import numpy as np
 import pytest
 
 from benchmarks.quality import ranking
-from benchmarks.quality.ranking import CANDIDATES, RankingRun, ndcg, retrieved_figures, shown_figures, shown_lists
+from benchmarks.quality.ranking import CANDIDATES, ndcg, retrieved_figures, shown_figures, shown_lists
+from benchmarks.quality.ranking_record import read_rankings
+from benchmarks.quality.ranking_report import ranking_section
+from benchmarks.result import BenchmarkError
 from pinrec.config import GenerationConfig, ModelConfig, TrainingConfig
 from pinrec.contender import PinRec, PinRecRecipe
 from pinrec.protocols import disjoint
@@ -97,7 +99,7 @@ def test_the_command_leaves_one_json_with_gains_and_cost(tmp_path, monkeypatch, 
     assert ranking.main(["--data", str(folder), "--fold", "1", "--seed", "3", "--out", str(tmp_path / "out")]) == 0
     path = tmp_path / "out" / "tiny-disjoint-pinrec_ranking-seed3-fold1.json"
     assert str(path) in capsys.readouterr().out
-    run = RankingRun.model_validate(json.loads(path.read_text()))
+    (run,) = read_rankings(tmp_path / "out")
     gain = run.gains["shown ndcg@10"]
     assert (gain.before, gain.after) == (run.shown["retrieval"], run.shown["head"])
     assert gain.low <= gain.after - gain.before <= gain.high
@@ -108,3 +110,13 @@ def test_the_command_leaves_one_json_with_gains_and_cost(tmp_path, monkeypatch, 
         assert reused.spread[0] <= reused.median <= reused.spread[1]
     assert run.config["model"]["model"]["ranking"] is True
     assert {"unordered@10", "ndcg@10"} <= run.test.keys()
+    page = "\n".join(ranking_section([run]))
+    assert f"{run.cost[0].times['head, cache reused'].median:.3g} (" in page
+    assert f"{gain.after:.4f}".removeprefix("0") in page
+
+
+def test_where_nothing_was_measured_the_page_says_nothing_and_another_json_is_refused(tmp_path):
+    assert ranking_section(read_rankings(tmp_path / "none")) == []
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(BenchmarkError, match="not a measure of this version"):
+        read_rankings(tmp_path)

@@ -4,6 +4,7 @@ import pytest
 from benchmarks.quality import report
 from benchmarks.quality.compare import difference, figure, interval
 from benchmarks.quality.plan import BASELINES, METHOD, plan
+from benchmarks.quality.ranking_record import FOLDER, read_rankings
 from benchmarks.quality.record import RESULTS, Epoch, Run, packed_users, read_runs
 from benchmarks.quality.report import DOCUMENT, PLOTS, plots_of, render, write_report
 from benchmarks.result import BenchmarkError, Machine
@@ -63,7 +64,7 @@ def row(text, start, section=""):
 
 def test_document_is_what_the_results_give():
     runs = read_runs(RESULTS)
-    assert DOCUMENT.read_text() == render(runs), "run `python -m benchmarks.quality.report`"
+    assert DOCUMENT.read_text() == render(runs, read_rankings(FOLDER)), "run `python -m benchmarks.quality.report`"
     assert all((PLOTS / f"{name}.svg").exists() for name in plots_of(runs))
 
 

@@ -1,3 +1,4 @@
+import copy
 from collections import Counter
 
 import numpy as np
@@ -15,7 +16,7 @@ from pinrec.history import ROW, History
 from pinrec.items import Catalogue, Item
 from pinrec.model import UNKNOWN, PinRecModel, previous_timestamps
 from pinrec.popularity import Popularity
-from pinrec.ranking import EXPOSURE_S, Exposures
+from pinrec.ranking import EXPOSURE_S, Exposures, ranking_loss
 from pinrec.training import Learner
 from pinrec.windows import Windows
 from tests.small_bundle import CONFIG, NOW, VOCABULARY, request, small_bundle
@@ -29,7 +30,14 @@ DEFAULT = GenerationConfig()
 
 @pytest.fixture(scope="module")
 def bundle():
-    return small_bundle(config=RANKED)
+    """With weights so large that whatever a candidate attends to shows in its score."""
+    small = small_bundle(config=RANKED)
+    model = copy.deepcopy(small.model)
+    for block in model.backbone.blocks:
+        for weight, factor in ((block.qkv.weight, 6.0), (block.out.weight, 50.0), (block.open.weight, 4.0)):
+            weight.mul_(factor)
+    model.ranking.out.weight.mul_(4.0)
+    return Bundle.of(model, small.catalogue, small.popularity)
 
 
 def scores(bundle, asked, rows, encoded=None):
@@ -135,6 +143,14 @@ def test_a_reranked_list_keeps_budget_and_filters_and_is_ordered_by_the_head(bun
         for outcome in {c.outcome for c in found}:
             mine = [c.score for c in found if c.outcome == outcome]
             assert mine == sorted(mine, reverse=True)
+
+
+@pytest.mark.parametrize("k", [2, 5, 10, 30])
+def test_outcomes_whose_items_rank_low_keep_their_places(bundle, k):
+    asked = request(k=k, outcomes={"click": 0.5, "save": 0.3, "share": 0.2})
+    plain, ranked = (generate(bundle, [asked], GenerationConfig(rerank=depth))[0] for depth in (0, 3))
+    assert Counter(c.outcome for c in ranked) == Counter(c.outcome for c in plain)
+    assert {c.row for c in ranked} != {c.row for c in plain}
 
 
 def test_deep_enough_the_list_is_the_heads_best_of_the_whole_catalogue(bundle):
@@ -244,6 +260,25 @@ def test_of_a_window_only_exposures_with_a_history_in_it_are_learned_from():
     assert found.start[which[1][real[1]]].tolist() == [9, 10, 11]
     which, real = found.within(np.array([1]), np.array([2]), np.array([1]))
     assert not real.any(), "what was shown at the same moment is no history"
+
+
+def test_an_exposure_is_learned_from_what_stood_before_its_moment_and_from_its_item_alone():
+    times = [0.0, 10.0, 20.0, 30.0, 40.0, 40.0, 50.0]
+    events = log(*(("u", f"i{n}", "click", time) for n, time in enumerate(times)))
+    exposures = Exposures(Windows(events, VOCABULARY), events, VOCABULARY)
+    torch.manual_seed(0)
+    model = PinRecModel(RANKED, VOCABULARY)
+    x, item = (torch.randn(1, 7, RANKED.width, requires_grad=True) for _ in range(2))
+    _, cache = model.prefill(x, torch.tensor([7]))
+    lo, hi = np.array([0]), np.array([6])  # the last event is of another window
+
+    class Late:
+        def random(self):
+            return 0.9
+
+    ranking_loss(model, exposures, Late(), lo, hi, item, cache).backward()
+    assert (x.grad[0].abs().sum(1) > 0).tolist() == [True] * 4 + [False] * 3
+    assert (item.grad[0].abs().sum(1) > 0).tolist() == [False] * 5 + [True, False]
 
 
 TASTE = ModelConfig(
