@@ -103,23 +103,21 @@ class Compared:
         return paired_bootstrap(baseline.figures[self.metric], found.figures[self.metric])
 
     def words(self, model: str) -> str:
-        """The difference in a line: `+12.3 %, 95 % interval +8.0 % to +16.5 %`, of the baseline's mean."""
+        """The difference in words: `+12.3 %, 95 % interval +8.0 % to +16.5 %`, of the baseline's mean."""
         found = self.difference(model)
+        none = "" if found.decided else "no difference shown: "
         if not found.mean_a:
-            return f"{found.difference:+.4f}, 95 % interval {found.low:+.4f} to {found.high:+.4f}"
+            return f"{none}{found.difference:+.4f}, 95 % interval {found.low:+.4f} to {found.high:+.4f}"
         low, high = found.low / found.mean_a, found.high / found.mean_a
-        return f"{_percent(found.relative)}, 95 % interval {_percent(low)} to {_percent(high)}"
+        return f"{none}{_percent(found.relative)}, 95 % interval {_percent(low)} to {_percent(high)}"
 
     @property
     def conclusion(self) -> str:
         """One sentence that claims no more than the interval does, and what it leaves open."""
         found, users = self.difference(SERVED), len(self.found[SERVED].user)
-        rest = f"{self.metric} {found.mean_b:.4f} against {found.mean_a:.4f} ({self.words(SERVED)}, {users:,} users)."
-        baseline = f"{self.best_baseline}, the best baseline here"
-        if not found.decided:
-            text = f"No difference shown between {SERVED} and {baseline}: {rest}"
-        else:
-            text = f"{SERVED} finds {'more' if found.low > 0 else 'less'} than {baseline}: {rest}"
+        verb = ("finds more than" if found.low > 0 else "finds less than") if found.decided else "against"
+        means = f"{self.metric} {found.mean_b:.4f} against {found.mean_a:.4f}, {users:,} users"
+        text = f"{SERVED} {verb} {self.best_baseline}, the best baseline here: {self.words(SERVED)} ({means})."
         rough = " With so few users the interval itself is rough." if users < FEW else ""
         return f"{text}{rough} The interval knows the chance in the users, not that in the training or the split."
 

@@ -29,9 +29,9 @@ def test_the_best_baseline_is_compared_with():
 @pytest.mark.parametrize(
     ("served", "said"),
     [
-        (0.5, "PinRec-MT,OC finds more than SASRec, the best baseline here: ndcg@10 0.5000 against 0.3000 (+66.7 %,"),
-        (0.1, "PinRec-MT,OC finds less than SASRec, the best baseline here: ndcg@10 0.1000 against 0.3000 (-66.7 %,"),
-        (0.31, "No difference shown between PinRec-MT,OC and SASRec, the best baseline here: ndcg@10 0.3100 against"),
+        (0.5, "PinRec-MT,OC finds more than SASRec, the best baseline here: +66.7 %, 95 % interval"),
+        (0.1, "PinRec-MT,OC finds less than SASRec, the best baseline here: -66.7 %, 95 % interval"),
+        (0.31, "PinRec-MT,OC against SASRec, the best baseline here: no difference shown: +3.3 %, 95 % interval"),
     ],
 )
 def test_the_conclusion_claims_what_the_interval_shows(served, said):
