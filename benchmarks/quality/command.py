@@ -5,13 +5,14 @@ python -m benchmarks.quality --data ../data/ml1m --protocol loo --model sasrec -
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from benchmarks.quality.models import MODELS
 from benchmarks.quality.process import keep_freed_memory, use_all_cores
-from benchmarks.quality.record import PROTOCOLS, RESULTS
-from benchmarks.result import ROOT
+from benchmarks.quality.record import PROTOCOLS, RESULTS, read_run
+from benchmarks.result import ROOT, BenchmarkError
 
 if TYPE_CHECKING:
     from benchmarks.quality.run import Prepared
@@ -40,13 +41,19 @@ def main(arguments: list[str] | None = None) -> int:
         all_engage=options.all_engage or options.protocol == "loo",
         epochs=options.epochs,
         device=device_of(options.device),
+        checkpoints=options.checkpoints,
     )
     out: Path = options.out or (_TRIALS if options.epochs is not None else RESULTS)
     try:
         prepared = Prepared(wanted)
-        fitted = prepared.fit(progress=lambda fitted: print(_line(prepared, fitted), flush=True))
+        if lender := MODELS[wanted.model].weights_of:
+            recorded = read_run(out / f"{replace(wanted, model=lender).name}.json")
+            again = replace(Wanted.again(recorded, wanted.data), device=wanted.device, checkpoints=wanted.checkpoints)
+            fitted = prepared.borrow(Prepared(again, recorded=recorded))
+        else:
+            fitted = prepared.fit(progress=lambda fitted: print(_line(prepared, fitted), flush=True))
         run = prepared.test(fitted)
-    except (ValueError, ModuleNotFoundError) as error:
+    except (BenchmarkError, ValueError, ModuleNotFoundError) as error:
         _fail(f"{wanted.name}: {error}")
         return 2
     except KeyboardInterrupt:
@@ -89,6 +96,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--all-engage", action="store_true", help="disjoint: every action is an outcome, dislikes too")
     parser.add_argument("--epochs", type=_positive, help="in place of the model's own: a trial, kept apart")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: the GPU where there is one)")
+    parser.add_argument("--checkpoints", type=Path, help="folder of the checkpoints (default: .pinrec/quality)")
     parser.add_argument("--out", type=Path, help=f"folder of the JSONs (default: {RESULTS.relative_to(ROOT)})")
     return parser.parse_args(arguments)
 

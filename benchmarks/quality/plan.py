@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from benchmarks.quality.budgets_record import FOLDER
+from benchmarks.quality.budgets_record import MODEL as BUDGETS
 from benchmarks.quality.models import MODELS
 from benchmarks.quality.record import run_name
 
@@ -34,8 +36,20 @@ class Planned:
         """Name of its JSON, without the ending."""
         return run_name(self.dataset, self.protocol, self.model, self.seed, self.fold)
 
+    @property
+    def file(self) -> Path:
+        """Where its JSON lies in the folder of results."""
+        return Path(FOLDER.name if self.model == BUDGETS else "", f"{self.name}.json")
+
+    @property
+    def module(self) -> str:
+        """The command that takes it."""
+        return "benchmarks.quality" + (f".{BUDGETS}" if self.model == BUDGETS else "")
+
     def arguments(self, data: Path) -> list[str]:
-        """Those of `python -m benchmarks.quality`."""
+        """Those of its command; that of budgets finds the rest in the run whose model it takes."""
+        if self.model == BUDGETS:
+            return ["--data", str(data / self.dataset), "--seed", str(self.seed), "--fold", str(self.fold)]
         arguments = [
             "--data", str(data / self.dataset), "--protocol", self.protocol, "--model", self.model,
             "--seed", str(self.seed),
@@ -52,17 +66,18 @@ def plan() -> list[Planned]:
     quick = [model for model in BASELINES if model != "tiger"]
     everything = (
         *_folds(range(5), (*METHOD, *quick)),
+        *_folds(range(5), (BUDGETS,)),
         Planned("ml1m", "loo", "pinrec"),
         Planned("amazon_beauty", "loo", "pinrec"),
         *(Planned(data, "loo", model) for model in ("sasrec", "sasrec_bce") for data in ("amazon_beauty", "ml1m")),
         *(Planned("amazon_beauty", "loo", model) for model in ("hstu", "tiger")),
         *_folds(range(5), ("tiger",)),
-        *(Planned("ml1m", "disjoint", model, fold=0) for model in (*METHOD, *BASELINES)),
+        *(Planned("ml1m", "disjoint", model, fold=0) for model in (*METHOD, BUDGETS, *BASELINES)),
         *_folds(ABLATED_FOLDS, ABLATIONS),
         *(Planned(data, "loo", "pinrec", seed) for seed in (1, 2) for data in ("ml1m", "amazon_beauty")),
-        *(Planned("ml1m", "disjoint", model, seed, 0) for seed in (1, 2) for model in (*METHOD, *BASELINES)),
+        *(Planned("ml1m", "disjoint", model, seed, 0) for seed in (1, 2) for model in (*METHOD, BUDGETS, *BASELINES)),
     )
-    return [planned for planned in dict.fromkeys(everything) if planned.model in MODELS]
+    return [planned for planned in dict.fromkeys(everything) if planned.model in (*MODELS, BUDGETS)]
 
 
 def _folds(folds: range | tuple[int, ...], models: tuple[str, ...]) -> Iterator[Planned]:

@@ -7,12 +7,15 @@ from typing import Final
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from benchmarks.quality.budgets_report import WITH, Pooled
 from benchmarks.quality.compare import interval
+from benchmarks.quality.ratios import Ratio
 from benchmarks.quality.record import Run
 
 _STYLE: Final = {"svg.hashsalt": "pinrec", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 _OURS: Final = "#1f6feb"
 _BASELINE: Final = "#8b949e"
+_SECOND: Final = "#bc4c00"
 
 
 def draw_curves(
@@ -56,3 +59,32 @@ def draw_bars(by_model: Mapping[str, Sequence[Run]], names: Mapping[str, str], f
         axes.set_xlim(left=0)
         axes.set_xlabel(f"{figure}, with its 95 % interval over users")
         picture.savefig(path, format="svg", metadata={"Date": None})
+
+
+def draw_sweeps(pooled: Pooled, path: Path) -> None:
+    """One panel a sweep: recall of its first outcome against that of the others, with 95 % intervals of both."""
+    size = pooled.sizes[-1]
+    with mpl.rc_context(_STYLE):
+        picture = Figure(figsize=(3.6 * len(pooled.sweeps), 3.4), layout="constrained")
+        for axes, sweep in zip(picture.subplots(1, len(pooled.sweeps), squeeze=False)[0], pooled.sweeps, strict=True):
+            falling, others = sweep
+            along = {name: pooled.along(sweep, WITH, name, size) for name in (falling, *others)}
+            for other, colour in zip(others, (_OURS, _SECOND), strict=False):
+                both = zip(along[falling], along[other], strict=True)
+                points = [(x, y) for x, y in both if x is not None and y is not None]
+                (xs, x_error), (ys, y_error) = (_with_errors([point[i] for point in points]) for i in (0, 1))
+                axes.errorbar(xs, ys, y_error, x_error, color=_BASELINE, linewidth=0.4, fmt="none")
+                axes.plot(xs, ys, color=colour, marker="o", markersize=3, label=other)
+                axes.annotate(f"all {falling}", (xs[-1], ys[-1]), xytext=(4, 4), textcoords="offset points")
+            axes.set_title(f"{falling} against {' and '.join(others)}")
+            axes.set_xlabel(f"recall of {falling}, lists of {size}")
+            axes.set_ylabel("recall of the other")
+            axes.legend(frameon=False, fontsize=8)
+        picture.savefig(path, format="svg", metadata={"Date": None})
+
+
+def _with_errors(figures: Sequence[Ratio]) -> tuple[list[float], list[list[float]]]:
+    values = [figure.value for figure in figures]
+    ends = [figure.interval for figure in figures]
+    low, high = ([max(0.0, abs(end[i] - v)) for end, v in zip(ends, values, strict=True)] for i in (0, 1))
+    return values, [low, high]

@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code: 1 where a run failed, 2 where it was not asked properly."""
     options = _parse(arguments)
     planned = [p for p in plan() if options.only is None or options.only in p.name]
-    remaining = [p for p in planned if not (options.out / f"{p.name}.json").exists()]
+    remaining = [p for p in planned if not (options.out / p.file).exists()]
     if options.list or not remaining:
         for p in planned:
             print("to do" if p in remaining else "done ", p.name)
@@ -57,7 +57,7 @@ def _run(remaining: list[Planned], data: Path, out: Path, lock: IO[str]) -> list
     for at, planned in enumerate(remaining, 1):
         since = time.monotonic()
         print(f"[{at}/{len(remaining)}] {planned.name}", flush=True)
-        command = [sys.executable, "-m", "benchmarks.quality", *planned.arguments(data), "--out", str(out)]
+        command = [sys.executable, "-m", planned.module, *planned.arguments(data), "--out", str(out)]
         # A run holds the lock too: should this process be killed, nobody starts another beside it.
         code = subprocess.run(command, cwd=ROOT, check=False, pass_fds=(lock.fileno(),)).returncode
         if code == 130:

@@ -85,19 +85,27 @@ def run_name(dataset: str, protocol: str, model: str, seed: int, fold: int | Non
     return f"{dataset}-{protocol}-{model}-seed{seed}" + ("" if fold is None else f"-fold{fold}")
 
 
+def read_run(path: Path) -> Run:
+    """A run that must be there, as another one needs its model.
+
+    Raises:
+        BenchmarkError: there is none, or the file is no run.
+    """
+    if not path.exists():
+        raise BenchmarkError(f"{path.stem} is needed first, and is not in {path.parent}; `make quality` takes it")
+    try:
+        return Run.model_validate(json.loads(path.read_text()))
+    except (ValidationError, ValueError) as error:
+        raise BenchmarkError(f"{path}: not a run of this version: {error}") from None
+
+
 def read_runs(folder: Path) -> list[Run]:
     """All runs of a folder, by name.
 
     Raises:
         BenchmarkError: a file is none.
     """
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            found.append(Run.model_validate(json.loads(path.read_text())))
-        except (ValidationError, ValueError) as error:
-            raise BenchmarkError(f"{path}: not a run of this version: {error}") from None
-    return found
+    return [read_run(path) for path in sorted(folder.glob("*.json"))]
 
 
 def means(figures: dict[str, float]) -> dict[str, float]:
@@ -129,6 +137,17 @@ def packed_users(found: PerUser, cases: Cases) -> dict[str, str]:
         elif measure == "diversity":
             counts[name] = np.rint(values * _PERMILLE)
     return {name: pack(values) for name, values in counts.items()}
+
+
+def pack_bits(flags: NDArray[np.bool_]) -> str:
+    """Flags as bits, deflated, in base 64."""
+    return base64.b64encode(zlib.compress(np.packbits(flags).tobytes(), 9)).decode()
+
+
+def unpack_bits(text: str, count: int) -> NDArray[np.bool_]:
+    """What `pack_bits` packed of so many flags."""
+    bits = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
+    return np.unpackbits(bits, count=count).astype(np.bool_)
 
 
 def pack(values: NDArray[Any]) -> str:

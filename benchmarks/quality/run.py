@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,12 +17,13 @@ from benchmarks.result import ROOT, commit, machine
 from pinrec.baselines.contender import Contender
 from pinrec.measures import measure
 from pinrec.protocols import Split, UserLog, disjoint, leave_one_out
-from pinrec.selection import Fitted, fit_selected
+from pinrec.selection import Fitted, Point, fit_selected
 from streaming.item_files import items_beside
 from streaming.log_columns import log_in, read_log_columns
 
 CHECKPOINTS: Final = ROOT / ".pinrec" / "quality"
 _BLOCK: Final = 1 << 20
+_LENT: Final = ("generation", "model")  # the model's shape must agree for weights to load; its offsets need not
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Wanted:
         fold, folds: under `disjoint`.
         all_engage: every action is a target, not only those declared engaging.
         epochs: in place of the config's, for a trial.
+        checkpoints: folder of the checkpoints; None: `CHECKPOINTS`.
     """
 
     data: Path
@@ -44,6 +47,13 @@ class Wanted:
     all_engage: bool = False
     epochs: int | None = None
     device: str = "cpu"
+    checkpoints: Path | None = None
+
+    @classmethod
+    def again(cls, run: Run, data: Path) -> "Wanted":
+        """What a recorded run wanted."""
+        how = run.config["protocol"]
+        return cls(data, run.protocol, run.model, run.seed, run.fold or 0, how.get("folds", 5), how["all_engage"])
 
     @property
     def dataset(self) -> str:
@@ -63,16 +73,26 @@ class Wanted:
 class Prepared:
     """A run with its data read and its model made. `fit` goes on from the checkpoint, so a finished one only loads."""
 
-    def __init__(self, wanted: Wanted, models: dict[str, Entry] | None = None) -> None:
+    def __init__(self, wanted: Wanted, models: dict[str, Entry] | None = None, recorded: Run | None = None) -> None:
         """Read the log and split it.
+
+        Args:
+            models: in place of `MODELS`.
+            recorded: this run's JSON, if its model is needed once more: its settings hold, whatever they are now,
+                and `fit` loads its checkpoint, or trains the model again where that is gone.
 
         Raises:
             ValueError: the log cannot be read or split, or the settings are wrong; a sentence with the remedy.
         """
-        self.wanted, self.commit = wanted, commit()
+        self.wanted, self.commit, self._recorded = wanted, commit(), recorded
         entry = (models or MODELS)[wanted.model]
         self.config: Any = entry.config_for(wanted.dataset, wanted.protocol, wanted.epochs)
         self.selection: Selection = entry.selection_for(wanted.dataset, wanted.protocol)
+        if recorded is not None:
+            if self.data_sha256 != recorded.data_sha256:
+                raise ValueError(f"data: {wanted.data} is not the log of {recorded.name}; take that run again")
+            self.config = entry.config_of(recorded.config["model"])
+            self.selection = Selection.model_validate(recorded.config["selection"])
         found = read_log_columns(wanted.data, config=catalogue_config(self.config), all_engage=wanted.all_engage)
         log = UserLog.of(found.events, found.catalogue, found.vocabulary)
         self.split: Split = leave_one_out(log) if wanted.protocol == "loo" else disjoint(log, wanted.fold, wanted.folds)
@@ -92,6 +112,8 @@ class Prepared:
     @property
     def described(self) -> dict[str, Any]:
         """All settings, as JSON holds them."""
+        if self._recorded is not None:
+            return self._recorded.config
         wanted = self.wanted
         protocol: dict[str, Any] = {"all_engage": wanted.all_engage}
         if wanted.protocol == "disjoint":
@@ -102,7 +124,8 @@ class Prepared:
     def checkpoint(self) -> Path:
         """Where it is kept. Other settings or data give another name: no run goes on from what is not its own."""
         identity = json.dumps([self.wanted.name, self.described, self.data_sha256], sort_keys=True)
-        return CHECKPOINTS / f"{self.wanted.name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}.safetensors"
+        folder = self.wanted.checkpoints or CHECKPOINTS
+        return folder / f"{self.wanted.name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}.safetensors"
 
     def fit(self, progress: Callable[[Fitted], None] | None = None) -> Fitted:
         """Fit, or go on fitting; the contender is left with the weights that validated best."""
@@ -113,6 +136,24 @@ class Prepared:
             checkpoint=self.checkpoint,
             progress=progress,
         )
+
+    def borrow(self, lender: "Prepared") -> Fitted:
+        """Take the selected weights of another run in place of fitting; the figures on validation are this one's own.
+
+        Raises:
+            ValueError: the two differ in more than `generation` and `model`, so the weights would be others.
+        """
+        mine, theirs = (
+            {k: v for k, v in plain(run.config).items() if k not in _LENT} | run.described["protocol"]
+            for run in (self, lender)
+        )
+        if mine != theirs:
+            raise ValueError(f"{lender.wanted.name} has other settings than {self.wanted.name}; take it again")
+        fitted = lender.fit()
+        self.contender.load_state(lender.contender.state())
+        since = time.perf_counter()
+        valid = measure(self.contender, self.split.valid, self.selection.embeddings).mean()
+        return Fitted([Point(fitted.best_epoch, None, time.perf_counter() - since, valid)], fitted.best_epoch)
 
     def test(self, fitted: Fitted) -> Run:
         """Test the selected weights."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from benchmarks.quality.record import Run
+from pinrec.measures import Difference
 
 NOT_RUN: Final = "not run yet"
 DATA: Final = {"ml1m": "ML-1M", "amazon_beauty": "Amazon Beauty", "kuairand_pure": "KuaiRand-Pure"}
@@ -53,6 +54,25 @@ def share(value: float | None, digits: int = 4) -> str:
 def percent(value: float) -> str:
     """`+12.3 %`."""
     return f"{100 * value:+.1f} %"
+
+
+def relative(found: Difference) -> str:
+    """`+3.1 % [+1.2 % to +5.0 %]`: the difference with its interval over the first mean."""
+    if not found.mean_a:
+        return "n/a"
+    low, high = percent(found.low / found.mean_a), percent(found.high / found.mean_a)
+    return f"{percent(found.relative)} [{low} to {high}]"
+
+
+def verdict(found: Difference, goal: float = 0.0, *, lower: bool = False) -> str:
+    """Whether the second is higher (or lower) by `goal`, relative; "none" where the interval holds zero.
+
+    A goal is met by the figure itself: the interval decides only that there is a difference.
+    """
+    if not found.decided:
+        return "none"
+    gain = -found.difference if lower else found.difference
+    return "met" if gain > 0 and gain >= goal * found.mean_a else "not met"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

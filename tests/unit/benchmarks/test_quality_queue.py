@@ -83,3 +83,12 @@ def test_arguments_of_a_run_are_those_of_the_command():
         "--data", "data/ml1m", "--protocol", "disjoint", "--model", "pinrec", "--seed", "2", "--fold", "0",
         "--folds", "10", "--all-engage",
     ]  # fmt: skip
+
+
+def test_budgets_have_a_command_and_a_folder_of_their_own():
+    planned = Planned("kuairand_pure", "disjoint", "budgets", 0, 3)
+    assert planned.module == "benchmarks.quality.budgets"
+    assert planned.file == Path("budgets", "kuairand_pure-disjoint-budgets-seed0-fold3.json")
+    assert planned.arguments(Path("data")) == ["--data", "data/kuairand_pure", "--seed", "0", "--fold", "3"]
+    model = Planned("ml1m", "loo", "pinrec")
+    assert (model.module, model.file) == ("benchmarks.quality", Path("ml1m-loo-pinrec-seed0.json"))

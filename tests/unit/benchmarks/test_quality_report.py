@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 
 from benchmarks.quality import report
+from benchmarks.quality.budgets_record import FOLDER as BUDGETS
+from benchmarks.quality.budgets_record import read_budgets
 from benchmarks.quality.compare import difference, figure, interval
 from benchmarks.quality.plan import BASELINES, METHOD, plan
 from benchmarks.quality.ranking_record import FOLDER, read_rankings
@@ -64,8 +66,10 @@ def row(text, start, section=""):
 
 def test_document_is_what_the_results_give():
     runs = read_runs(RESULTS)
-    assert DOCUMENT.read_text() == render(runs, read_rankings(FOLDER)), "run `python -m benchmarks.quality.report`"
-    assert all((PLOTS / f"{name}.svg").exists() for name in plots_of(runs))
+    budgets = read_budgets(BUDGETS)
+    expected = render(runs, read_rankings(FOLDER), budgets)
+    assert DOCUMENT.read_text() == expected, "run `python -m benchmarks.quality.report`"
+    assert all((PLOTS / f"{name}.svg").exists() for name in plots_of(runs, budgets))
 
 
 def test_without_any_run_every_row_says_so():
@@ -106,15 +110,44 @@ def test_differences_are_paired_and_a_goal_is_met_only_when_decided():
     section = "## KuaiRand-Pure, disjoint"
     same = row(text, "PinRec-OC over PinRec-UC | unordered@10", section)
     assert "| 5 runs each |" in same
-    assert "none (+0.0 %" in same
-    assert same.endswith("| at least +2.8 % | no |")
+    assert "| +0.0 % [+0.0 % to +0.0 %] |" in same
+    assert same.endswith("| at least +2.8 % | none |")
     better = row(text, "PinRec-MT,OC over PinRec-UC | unordered@10", section)
     assert "none" not in better
-    assert better.endswith("| at least +11.0 % | yes |")
-    assert row(text, "PinRec-UC over SASRec, full softmax | unordered@10", section).endswith("| more | yes |")
+    assert better.endswith("| at least +11.0 % | met |")
+    assert row(text, "PinRec-UC over SASRec, full softmax | equal@160", section).endswith("| more | met |")
+    assert row(text, "PinRec-UC over SASRec, full softmax | recall@10", section).endswith("| more | met |")
     assert "+50.0 %" in row(text, "PinRec-MT,OC over PinRec-OC | diversity", section)
     assert "| 5 of 5 |" in row(text, "PinRec-MT,OC", section)
     assert "| Model | click | like |" in text[text.index(section) :]
+
+
+def test_the_order_of_all_models_is_decided_only_once_every_baseline_has_run():
+    def chain(rates, name):
+        text = render([disjoint_run(model, rate) for model, rate in rates.items()])
+        claim = "PinRec-MT,OC > PinRec-OC > PinRec-UC" + (" > every baseline" if "equal" in name else "")
+        return row(text, f"{claim} | {name}", "## KuaiRand-Pure, disjoint")
+
+    ordered = {"pinrec_uc": 0.4, "pinrec_oc": 0.5, "pinrec": 0.6}
+    assert "not run yet" in chain({"pinrec": 0.6}, "unordered@10")
+    assert chain(ordered, "unordered@10").endswith("| met |")
+    assert chain(ordered | {"pinrec_oc": 0.4}, "unordered@10").endswith("| none |")
+    assert chain(ordered | {"pinrec_oc": 0.7}, "unordered@10").endswith("| not met |")
+    assert "not run yet" in chain(ordered | {"sasrec": 0.3}, "equal@160")
+    assert chain(ordered | {"sasrec": 0.5}, "equal@160").endswith("| not met |")
+    assert chain(ordered | dict.fromkeys(BASELINES, 0.3), "equal@160").endswith("| met |")
+    assert chain(ordered | dict.fromkeys(BASELINES, 0.3) | {"tiger": 0.45}, "equal@160").endswith("| not met |")
+
+
+def test_what_is_not_comparable_between_families_is_given_for_pinrec_alone():
+    text = render([disjoint_run(model, 0.4) for model in ("sasrec", "pinrec")])
+    section = "## KuaiRand-Pure, disjoint"
+    assert [cell == "-" for cell in row(text, "SASRec, full softmax", section).split(" | ")[2:7]] == [
+        False, False, False, True, True
+    ]  # fmt: skip
+    assert "-" not in row(text, "PinRec-MT,OC", section).split(" | ")[2:]
+    assert "over SASRec, full softmax | unordered" not in text
+    assert "SASRec" not in text[text.index("### By outcome", text.index(section)) : text.index("## ML-1M, disjoint")]
 
 
 def test_models_are_compared_on_the_folds_that_both_have_and_seeds_are_averaged():
@@ -139,8 +172,16 @@ def test_an_ablation_stands_beside_the_whole_on_the_same_folds():
         disjoint_run("no_logq", 0.3, fold) for fold in (0, 1)
     ]
     cells = row(render(runs), "no logQ", "## Ablations").split(" | ")
-    assert cells[2].startswith(f"{figure(runs[:2], 'unordered@10'):.4f}"[1:])
+    assert cells[2].startswith(f"{figure(runs[:2], 'equal@160'):.4f}"[1:])
     assert cells[3].startswith("-")
+    assert cells[4] == cells[3]
+
+
+def test_embeddings_a_step_are_compared_with_one_a_step():
+    text = render([disjoint_run(model, rate) for model, rate in (("e1", 0.3), ("e16", 0.4), ("pinrec", 0.4))])
+    assert "not run yet" in row(text, "4 embeddings a step over 1 embedding a step | unordered@10")
+    more = row(text, "16 embeddings a step over 1 embedding a step | unordered@10")
+    assert more.split(" | ")[-1].startswith("+")
 
 
 def test_document_and_plots_are_written(tmp_path, monkeypatch):
@@ -170,4 +211,12 @@ def test_the_plan_holds_every_run_of_the_page_once():
     for model in (*METHOD, *BASELINES):
         assert {f"kuairand_pure-disjoint-{model}-seed0-fold{fold}" for fold in range(5)} <= set(names)
         assert {f"ml1m-disjoint-{model}-seed{seed}-fold0" for seed in range(3)} <= set(names)
+    of_budgets = [planned for planned in plan() if planned.model == "budgets"]
+    assert len(of_budgets) == 5 + 3
+    for planned in of_budgets:
+        assert names.index(planned.name.replace("budgets", "pinrec")) < names.index(planned.name)
+    for model in ("e1", "e4", "e16"):
+        for fold in range(2):
+            of = [f"kuairand_pure-disjoint-{name}-seed0-fold{fold}" for name in ("pinrec", model)]
+            assert names.index(of[0]) < names.index(of[1])
     assert {f"{data}-loo-pinrec-seed{seed}" for data in ("ml1m", "amazon_beauty") for seed in range(3)} <= set(names)

@@ -79,7 +79,7 @@ def test_a_run_leaves_one_json_with_what_decides_it_and_what_came_of_it(run):
     ]  # fmt: skip
     assert content["config"] == {
         "model": {"epochs": 4, "pace": 2.0},
-        "selection": {"metric": "unordered@10", "every": 1, "patience": None, "embeddings": EMBEDDED},
+        "selection": {"metric": "equal@20", "every": 1, "patience": None, "embeddings": EMBEDDED},
         "protocol": {"all_engage": False, "folds": 3},
     }
     assert {"hr@10", "ndcg@10", "recall@10", "unordered@10", "equal@20", "diversity", "users", "targets"} <= set(
