@@ -80,7 +80,8 @@ class Candidate:
 
     Attributes:
         row: of the catalogue.
-        score: inner product with the embedding, of -1 to 1. Where the ranking head ordered the list, the probabilities
+        score: inner product with the embedding, of -1 to 1, or with several embeddings of the outcome the soft maximum
+            of theirs (`_Aims.of`). Where the ranking head ordered the list, the probabilities
             that the item, once shown, meets with each outcome of the request, weighed by their shares: 0 to 1. In a
             list of popular items 1 / rank.
         outcome: name of the outcome aimed at.
@@ -406,11 +407,12 @@ def _pools(
         short = []
         for i, b in enumerate(pending):
             mine = slice(start[i], start[i + 1])
-            taken = _fill(slots_BE[b, at_Q[mine]], score_QK[mine], item_QK[mine], filters[b], len(bundle.table), depth)
+            aims = _Aims.of(bundle, embeddings, b, at_Q[mine], slots_BE[b], score_QK[mine], item_QK[mine])
+            taken = _fill(aims, filters[b], len(bundle.table), depth)
             if len(taken) < requests[b].k:
                 short.append(b)
             else:
-                found[b] = _candidates(bundle, embeddings, b, requests[b].k, at_Q[mine], taken)
+                found[b] = _candidates(bundle, embeddings, b, requests[b].k, taken)
         if fetch >= min(len(bundle.index), _DEEPEST):
             scanned.update(short)
             break
@@ -418,35 +420,97 @@ def _pools(
     for b in scanned:
         at_Q = np.nonzero(slots_BE[b])[0]
         score_QK, item_QK = _scan(bundle, filters[b], embeddings.e_BED[b, at_Q], depth * requests[b].k)
-        taken = _fill(slots_BE[b, at_Q], score_QK, item_QK, filters[b], len(bundle.table), depth)
-        found[b] = _candidates(bundle, embeddings, b, requests[b].k, at_Q, taken)
+        aims = _Aims.of(bundle, embeddings, b, at_Q, slots_BE[b], score_QK, item_QK)
+        taken = _fill(aims, filters[b], len(bundle.table), depth)
+        found[b] = _candidates(bundle, embeddings, b, requests[b].k, taken)
     return found
 
 
-def _fill(
-    places_Q: np.ndarray, score_QK: np.ndarray, item_QK: np.ndarray, only: _Filter, items: int, depth: int
-) -> list[tuple[int, int, float]]:
-    """(embedding, row, score), best score first: each embedding's places with its best items, none twice.
+@dataclass(frozen=True, slots=True)
+class _Aims:
+    """What the search found for each of a request's A outcomes (or for none), and how many places each has.
 
-    An item that several embeddings found goes to the one that scores it highest and has a place left. Once every place
-    is filled, each embedding takes `depth` - 1 further items for each of its places.
+    Attributes:
+        places_A: int64, places of each outcome.
+        item_AK: rows found, -1 behind the last.
+        score_AK: how well each fits the outcome's embeddings together (`of`).
+        at_AK: the embedding that fits it best, in generation order.
     """
-    order = np.argsort(-score_QK, axis=None, kind="stable")
+
+    places_A: np.ndarray
+    item_AK: np.ndarray
+    score_AK: np.ndarray
+    at_AK: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        bundle: "Bundle",
+        embeddings: Embeddings,
+        b: int,
+        at_Q: np.ndarray,
+        slots_E: np.ndarray,
+        score_QK: np.ndarray,
+        item_QK: np.ndarray,
+    ) -> "_Aims":
+        """Pool what each outcome's embeddings found, and score it by all of them.
+
+        The embeddings of an outcome differ in step and time offset: each predicts what comes then. With the temperature
+        t and weights w_e by their places, an item's score is t log sum_e w_e exp(<e, x> / t): a soft maximum of the
+        inner products, and the inner product of a lone embedding.
+        """
+        outcome_Q = embeddings.outcome_BE[b, at_Q]
+        groups = [np.nonzero(outcome_Q == outcome)[0] for outcome in dict.fromkeys(outcome_Q.tolist())]
+        temperature = float(bundle.model.temperature)
+        rows, scores, best = [], [], []
+        for group in groups:
+            if len(group) == 1:
+                rows.append(item_QK[group[0]])
+                scores.append(score_QK[group[0]])
+                best.append(np.full(len(rows[-1]), at_Q[group[0]]))
+                continue
+            row_K = np.unique(item_QK[group])
+            row_K = row_K[row_K != ANY]
+            weight_G = slots_E[at_Q[group]] / slots_E[at_Q[group]].sum()
+            fit_GK = embeddings.e_BED[b, at_Q[group]] @ bundle.table[row_K].T
+            top_K = fit_GK.max(0)
+            mean_K = weight_G @ np.exp((fit_GK - top_K) / temperature)
+            rows.append(row_K)
+            scores.append(top_K + temperature * np.log(mean_K))
+            best.append(at_Q[group[fit_GK.argmax(0)]])
+        shape = len(groups), max((len(row_K) for row_K in rows), default=0)
+        item_AK, score_AK, at_AK = np.full(shape, ANY), np.full(shape, -np.inf), np.zeros(shape, np.int64)
+        for a, (row_K, score_K, at_K) in enumerate(zip(rows, scores, best, strict=True)):
+            item_AK[a, : len(row_K)], score_AK[a, : len(row_K)], at_AK[a, : len(row_K)] = row_K, score_K, at_K
+        places_A = np.array([slots_E[at_Q[group]].sum() for group in groups], np.int64)
+        return cls(places_A, item_AK, score_AK, at_AK)
+
+
+def _fill(aims: _Aims, only: _Filter, items: int, depth: int) -> list[tuple[int, int, float]]:
+    """(embedding, row, score), best score first: each outcome's places with its best items, none twice.
+
+    An item found for several outcomes goes to the one that scores it highest and has a place left. Once every place
+    is filled, each outcome takes `depth` - 1 further items for each of its places.
+    """
+    order = np.argsort(-aims.score_AK, axis=None, kind="stable")
     if only.rows is not None:
-        order = order[only.left(items)[item_QK.ravel()[order]]]
-    found = (order // item_QK.shape[1]).tolist(), item_QK.ravel()[order].tolist(), score_QK.ravel()[order].tolist()
+        order = order[only.left(items)[aims.item_AK.ravel()[order]]]
+    found = (
+        (order // max(1, aims.item_AK.shape[1])).tolist(),
+        *(column.ravel()[order].tolist() for column in (aims.at_AK, aims.item_AK, aims.score_AK)),
+    )
     gone = {ANY, *only.refused}
     taken: list[tuple[int, int, float]] = []
     for more in (1, depth - 1):
-        wanted = (more * places_Q).tolist()
+        wanted = (more * aims.places_A).tolist()
         total = len(taken) + sum(wanted)
-        for embedding, row, score in zip(*found, strict=True):
+        for aim, at, row, score in zip(*found, strict=True):
             if len(taken) == total:
                 break
-            if wanted[embedding] and row not in gone:
-                wanted[embedding] -= 1
+            if wanted[aim] and row not in gone:
+                wanted[aim] -= 1
                 gone.add(row)
-                taken.append((embedding, row, score))
+                taken.append((at, row, score))
         if len(taken) < total:
             break
     return taken
@@ -465,12 +529,11 @@ def _scan(bundle: "Bundle", only: _Filter, q_QD: np.ndarray, depth: int) -> tupl
 
 
 def _candidates(
-    bundle: "Bundle", embeddings: Embeddings, b: int, k: int, at_Q: np.ndarray, taken: Sequence[tuple[int, int, float]]
+    bundle: "Bundle", embeddings: Embeddings, b: int, k: int, taken: Sequence[tuple[int, int, float]]
 ) -> list[Candidate]:
     """One request's list, its outcomes interleaved; behind it what was taken beyond k."""
     named = []
-    for q, row, score in taken:
-        at = int(at_Q[q])
+    for at, row, score in taken:
         outcome, offset_s = int(embeddings.outcome_BE[b, at]), float(embeddings.offset_E[at])
         named.append(
             Candidate(
