@@ -145,8 +145,8 @@ def generate(
 ) -> list[list[Candidate]]:
     """Lists of up to k items each: exactly k distinct ones wherever the filters leave k.
 
-    Outcomes are interleaved by their shares, so that the head of a list keeps to the budget too; within an
-    outcome the best score comes first: with `config.rerank` and a model with a ranking head that of the head.
+    Outcomes take turns by their shares, so that the head of a list keeps to the budget too. Within an outcome the best
+    score comes first: with `config.rerank` and a model with a ranking head that of the head.
 
     Raises:
         RequestError: see `check`.
@@ -412,7 +412,7 @@ def _pools(
             if len(taken) < requests[b].k:
                 short.append(b)
             else:
-                found[b] = _candidates(bundle, embeddings, b, requests[b].k, taken)
+                found[b] = _candidates(bundle, embeddings, b, taken)
         if fetch >= min(len(bundle.index), _DEEPEST):
             scanned.update(short)
             break
@@ -422,7 +422,7 @@ def _pools(
         score_QK, item_QK = _scan(bundle, filters[b], embeddings.e_BED[b, at_Q], depth * requests[b].k)
         aims = _Aims.of(bundle, embeddings, b, at_Q, slots_BE[b], score_QK, item_QK)
         taken = _fill(aims, filters[b], len(bundle.table), depth)
-        found[b] = _candidates(bundle, embeddings, b, requests[b].k, taken)
+        found[b] = _candidates(bundle, embeddings, b, taken)
     return found
 
 
@@ -487,33 +487,38 @@ class _Aims:
 
 
 def _fill(aims: _Aims, only: _Filter, items: int, depth: int) -> list[tuple[int, int, float]]:
-    """(embedding, row, score), best score first: each outcome's places with its best items, none twice.
+    """(embedding, row, score): outcomes take turns by their places, and each takes the best item that is left for it.
 
-    An item found for several outcomes goes to the one that scores it highest and has a place left. Once every place
-    is filled, each outcome takes `depth` - 1 further items for each of its places.
+    Taking turns matters where outcomes want the same items: by score alone, one of them would take all of the best and
+    leave the other what nobody wants. Once every place is filled, each outcome takes `depth` - 1 further items for
+    each of its places.
     """
-    order = np.argsort(-aims.score_AK, axis=None, kind="stable")
-    if only.rows is not None:
-        order = order[only.left(items)[aims.item_AK.ravel()[order]]]
-    found = (
-        (order // max(1, aims.item_AK.shape[1])).tolist(),
-        *(column.ravel()[order].tolist() for column in (aims.at_AK, aims.item_AK, aims.score_AK)),
-    )
     gone = {ANY, *only.refused}
+    left = only.left(items) if only.rows is not None else None
+    queues = []
+    for item_K, score_K, at_K in zip(aims.item_AK, aims.score_AK, aims.at_AK, strict=True):
+        order = np.argsort(-score_K, kind="stable")
+        if left is not None:
+            order = order[left[item_K[order]]]
+        queues.append(zip(at_K[order].tolist(), item_K[order].tolist(), score_K[order].tolist(), strict=True))
     taken: list[tuple[int, int, float]] = []
     for more in (1, depth - 1):
-        wanted = (more * aims.places_A).tolist()
-        total = len(taken) + sum(wanted)
-        for aim, at, row, score in zip(*found, strict=True):
-            if len(taken) == total:
-                break
-            if wanted[aim] and row not in gone:
-                wanted[aim] -= 1
-                gone.add(row)
-                taken.append((at, row, score))
-        if len(taken) < total:
-            break
+        for aim in _turns((more * aims.places_A).tolist()):
+            found = next((found for found in queues[aim] if found[1] not in gone), None)
+            if found is None:
+                return taken
+            gone.add(found[1])
+            taken.append(found)
     return taken
+
+
+def _turns(places: Sequence[int]) -> list[int]:
+    """Which of the outcomes is next, for all of their places: any head of the list holds each one's share, within one.
+
+    The j-th of an outcome's n stands at (j + 1/2) / n of the list.
+    """
+    at = [((j + 0.5) / n, -n, aim) for aim, n in enumerate(places) for j in range(n)]
+    return [aim for _, _, aim in sorted(at)]
 
 
 def _scan(bundle: "Bundle", only: _Filter, q_QD: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
@@ -529,9 +534,9 @@ def _scan(bundle: "Bundle", only: _Filter, q_QD: np.ndarray, depth: int) -> tupl
 
 
 def _candidates(
-    bundle: "Bundle", embeddings: Embeddings, b: int, k: int, taken: Sequence[tuple[int, int, float]]
+    bundle: "Bundle", embeddings: Embeddings, b: int, taken: Sequence[tuple[int, int, float]]
 ) -> list[Candidate]:
-    """One request's list, its outcomes interleaved; behind it what was taken beyond k."""
+    """What one request's places were filled with, and why, in the same order."""
     named = []
     for at, row, score in taken:
         outcome, offset_s = int(embeddings.outcome_BE[b, at]), float(embeddings.offset_E[at])
@@ -545,7 +550,7 @@ def _candidates(
                 step=int(embeddings.step_E[at]),
             )
         )
-    return [*_interleaved(named[:k]), *named[k:]]
+    return named
 
 
 def _interleaved(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -553,13 +558,10 @@ def _interleaved(candidates: Sequence[Candidate]) -> list[Candidate]:
     groups: dict[str | None, list[Candidate]] = {}
     for candidate in candidates:
         groups.setdefault(candidate.outcome, []).append(candidate)
-    # The j-th of n stands at (j + 1/2) / n of the list: any head of it holds each outcome's share, within one.
-    placed = [
-        ((j + 0.5) / len(group), -len(group), candidate)
-        for group in groups.values()
-        for j, candidate in enumerate(group)
-    ]
-    return [candidate for _, _, candidate in sorted(placed, key=lambda place: place[:2])]
+    members = list(groups.values())
+    turns = _turns([len(group) for group in members])
+    queues = [iter(group) for group in members]
+    return [next(queues[turn]) for turn in turns]
 
 
 @torch.inference_mode()

@@ -317,3 +317,16 @@ def test_a_history_from_the_future_is_answered(bundle):
 
 def test_no_requests_no_lists(bundle):
     assert generate(bundle, [], DEFAULT) == []
+
+
+def test_outcomes_that_want_the_same_items_share_the_best_of_them(bundle):
+    both = one(bundle, request(k=20, outcomes={"click": 0.5, "save": 0.5}), GenerationConfig(compression=1.0))
+    alone = {
+        name: [c.row for c in one(bundle, request(k=20, outcomes={name: 1.0}), GenerationConfig(compression=1.0))]
+        for name in ("click", "save")
+    }
+    best = {name: [c.row for c in both if c.outcome == name][0] for name in alone}
+    first, second = both[0].outcome, both[1].outcome
+    assert best[first] == alone[first][0]
+    # The other gets its own best too, unless the first has just taken it: then its second best.
+    assert best[second] == next(row for row in alone[second] if row != best[first])
