@@ -325,7 +325,7 @@ def test_outcomes_that_want_the_same_items_share_the_best_of_them(bundle):
         name: [c.row for c in one(bundle, request(k=20, outcomes={name: 1.0}), GenerationConfig(compression=1.0))]
         for name in ("click", "save")
     }
-    best = {name: [c.row for c in both if c.outcome == name][0] for name in alone}
+    best = {name: next(c.row for c in both if c.outcome == name) for name in alone}
     first, second = both[0].outcome, both[1].outcome
     assert best[first] == alone[first][0]
     # The other gets its own best too, unless the first has just taken it: then its second best.
