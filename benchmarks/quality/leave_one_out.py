@@ -41,11 +41,11 @@ def reproduced(runs: Sequence[Run]) -> list[str]:
 
 def _row(runs: Sequence[Run], model: str) -> list[str]:
     if not runs:
-        return [name_of(model), NOT_RUN, "", "", "", ""]
+        return [name_of(model, "loo"), NOT_RUN, "", "", "", ""]
     hours = mean(run.seconds for run in runs) / 3600
     valid = mean(run.valid["ndcg@10"] for run in runs)
     return [
-        name_of(model),
+        name_of(model, "loo"),
         _spread(runs, "hr@10"),
         _spread(runs, "ndcg@10"),
         str(len(runs)),
@@ -67,11 +67,11 @@ def _mean(runs: Sequence[Run], figure: str) -> float:
 
 def _verdict(runs: Sequence[Run], dataset: str) -> str:
     if not runs:
-        return f"{name_of('pinrec')} is {NOT_RUN}."
+        return f"{name_of('pinrec', 'loo')} is {NOT_RUN}."
     hr, ndcg = _mean(runs, "hr@10"), _mean(runs, "ndcg@10")
     best, (goal_hr, goal_ndcg) = FLOOR[dataset], GOAL[dataset]
     return (
-        f"{name_of('pinrec')}, mean of {len(runs)} of 3 seeds: "
+        f"{name_of('pinrec', 'loo')}, mean of {len(runs)} of 3 seeds: "
         f"{percent(hr / best.hr - 1)} / {percent(ndcg / best.ndcg - 1)} against the best public figures (the floor: "
         f"{_met(hr > best.hr and ndcg > best.ndcg)}), {percent(hr / goal_hr - 1)} / {percent(ndcg / goal_ndcg - 1)} "
         f"against the goal ({_met(hr >= goal_hr and ndcg >= goal_ndcg)})."
@@ -83,7 +83,7 @@ def _met(met: bool) -> str:
 
 
 def _reproduction(runs: Sequence[Run], public: Figure) -> list[str]:
-    names = [name_of(public.model), DATA[public.dataset], f"{share(public.hr)} / {share(public.ndcg)}"]
+    names = [name_of(public.model, "loo"), DATA[public.dataset], f"{share(public.hr)} / {share(public.ndcg)}"]
     if not runs:
         return [*names, NOT_RUN, "", "", public.source]
     hr, ndcg = _mean(runs, "hr@10"), _mean(runs, "ndcg@10")

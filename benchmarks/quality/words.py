@@ -39,9 +39,9 @@ def of_model(runs: Sequence[Run], model: str) -> list[Run]:
     return [run for run in runs if run.model == model]
 
 
-def name_of(model: str) -> str:
-    """A model as the page calls it."""
-    return NAMES.get(model, model)
+def name_of(model: str, protocol: str = "disjoint") -> str:
+    """A model as the page calls it; under leave-one-out there is one mode, the unconditioned one."""
+    return "PinRec" if (model, protocol) == ("pinrec", "loo") else NAMES.get(model, model)
 
 
 def share(value: float | None, digits: int = 4) -> str:
