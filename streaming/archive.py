@@ -202,9 +202,7 @@ class Archive:
         deletions: dict[tuple[str, int], dict[str, int]] = {}
         old: set[tuple[str, int, int]] = set()
         for span in spans:
-            rows = pq.read_table(
-                span.path, columns=["offset", "user_id", "arrived"], filters=pc.field("deleted"), partitioning=None
-            )
+            rows = _load(span.path, ["offset", "user_id", "arrived"], pc.field("deleted"))
             for row in rows.to_pylist():
                 last = deletions.setdefault((span.topic, span.partition), {})
                 last[row["user_id"]] = max(row["offset"], last.get(row["user_id"], -1))
@@ -230,7 +228,7 @@ class Archive:
                     path.unlink()
 
     def _purge_file(self, span: Span, last: Mapping[str, int], old: set[tuple[str, int, int]]) -> int:
-        users = pq.read_table(span.path, columns=["user_id", "offset", "deleted"], partitioning=None).to_pydict()
+        users = _load(span.path, ["user_id", "offset", "deleted"]).to_pydict()
         keep = np.array(
             [
                 (span.topic, span.partition, offset) not in old if deleted else offset > last.get(user_id, -1)
@@ -240,7 +238,7 @@ class Archive:
         )
         if keep.all():
             return 0
-        table = pq.read_table(span.path, partitioning=None)
+        table = _load(span.path)
         _write_aside(table.filter(pa.array(keep)), span.path)
         return int(np.count_nonzero(~keep & ~np.array(users["deleted"], bool)))
 
@@ -282,11 +280,17 @@ class Archive:
             if span.lost or span.next <= start:
                 continue
             covered[span.partition] = span.next
-            table = pq.read_table(span.path, columns=needed, partitioning=None)
+            table = _load(span.path, needed)
             if span.first < start:
                 table = table.filter(pc.field("offset") >= start)
             tables.append(table)
         return pa.concat_tables(tables)
+
+
+def _load(path: Path, columns: Sequence[str] | None = None, rows: pc.Expression | None = None) -> pa.Table:
+    """A file, opened once: by its name pyarrow opens it several times, and a purge may replace it in between."""
+    with path.open("rb") as file:
+        return pq.read_table(file, columns=columns, filters=rows)
 
 
 def _write_aside(table: pa.Table, path: Path) -> None:
