@@ -33,7 +33,7 @@ from torch import Tensor
 from pinrec.budget import normalised
 from pinrec.config import Frozen, GenerationConfig, Mode, ModelConfig, Vocabulary
 from pinrec.exact import CHUNK, perturbed_rows
-from pinrec.generation import GenerationRequest, embed, rank
+from pinrec.generation import embed, rank
 from pinrec.hashing import hash_id
 from pinrec.history import History, HistoryEvent
 from pinrec.index import IndexFileError, ItemIndex
@@ -41,6 +41,7 @@ from pinrec.items import CATALOGUE_FILE, Catalogue
 from pinrec.model import PinRecModel, as_int64
 from pinrec.popularity import POPULARITY_FILE, Popularity
 from pinrec.quantised import QuantisedTable, int8_recall, quantise, row_dtype
+from pinrec.requests import GenerationRequest
 from pinrec.tower import id_tables_shape
 
 log = logging.getLogger(__name__)

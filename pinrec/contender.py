@@ -10,12 +10,13 @@ from torch import Tensor
 
 from pinrec.bundle import Bundle
 from pinrec.config import GenerationConfig, ModelConfig, TrainingConfig
-from pinrec.generation import GenerationRequest, embed, generate
+from pinrec.generation import embed, generate
 from pinrec.history import ROW, History
 from pinrec.items import Catalogue, Item
 from pinrec.measures import Rows
 from pinrec.popularity import Popularity
 from pinrec.protocols import Cases, Split, UserLog
+from pinrec.requests import GenerationRequest
 from pinrec.training import Learner, Schedule
 
 MOST: Final = 512  # places of the longest list that a comparison asks for

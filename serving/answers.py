@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from pinrec.bundle import Bundle
 from pinrec.config import GenerationConfig
-from pinrec.generation import Candidate, GenerationRequest, generate, popular
+from pinrec.generation import generate, popular
 from pinrec.history import History
+from pinrec.requests import Candidate, GenerationRequest
 from serving.api import RecommendationRequest
 from serving.config import ServingSettings
 from serving.problems import Problem

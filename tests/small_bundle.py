@@ -5,12 +5,12 @@ import torch
 
 from pinrec.bundle import Bundle
 from pinrec.config import ModelConfig, Vocabulary
-from pinrec.generation import GenerationRequest
 from pinrec.hashing import hash_id
 from pinrec.history import History, HistoryEvent
 from pinrec.items import Catalogue, Item
 from pinrec.model import PinRecModel
 from pinrec.popularity import Popularity
+from pinrec.requests import GenerationRequest
 
 VOCABULARY = Vocabulary()
 CONFIG = ModelConfig(width=16, layers=2, heads=2, history=32, stride=8, hash_buckets=256, id_width=8, bag_buckets=64)

@@ -23,9 +23,11 @@ from benchmarks.quality.run import Prepared, Wanted
 from benchmarks.result import ROOT, BenchmarkError, machine
 from pinrec.config import GenerationConfig
 from pinrec.contender import PinRec, PinRecRecipe
-from pinrec.generation import embed, encode, retrieve
+from pinrec.encoding import encode
+from pinrec.generation import embed
 from pinrec.measures import BATCH, K
 from pinrec.protocols import Cases
+from pinrec.retrieval import retrieve
 
 MODEL: Final = "pinrec"
 

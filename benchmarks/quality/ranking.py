@@ -29,10 +29,12 @@ from benchmarks.result import ROOT, machine, summary
 from pinrec.bundle import Bundle
 from pinrec.config import GenerationConfig
 from pinrec.contender import PinRec, PinRecRecipe
-from pinrec.generation import GenerationRequest, embed, encode, generate, rank
+from pinrec.encoding import encode
+from pinrec.generation import embed, generate, rank
 from pinrec.history import ROW, History
 from pinrec.measures import BATCH, K, measure, paired_bootstrap
 from pinrec.protocols import Cases, Split
+from pinrec.requests import GenerationRequest
 
 DEPTHS: Final = (1, 10)
 CANDIDATES: Final = 100

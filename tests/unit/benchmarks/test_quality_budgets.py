@@ -14,8 +14,9 @@ from benchmarks.quality.record import pack, pack_bits, read_runs, unpack_bits
 from benchmarks.quality.report import plots_of, render
 from benchmarks.quality.run import Prepared, Wanted
 from pinrec.contender import PinRec
-from pinrec.generation import generate, retrieve
+from pinrec.generation import generate
 from pinrec.measures import paired_bootstrap
+from pinrec.retrieval import retrieve
 from tests.unit.benchmarks.test_quality_report import PLACE, row
 
 OUTCOMES = {"click": 0.5, "long_view": 0.3, "like": 0.2}

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from pinrec.budget import BudgetError, normalised, slots
 from pinrec.config import GenerationConfig
-from pinrec.generation import RequestError, embed, generate, popular
+from pinrec.generation import embed, generate, popular
 from pinrec.hashing import hash_id
 from pinrec.history import History, HistoryEvent
 from pinrec.index import ItemIndex
 from pinrec.items import query_bag
 from pinrec.model import previous_timestamps
+from pinrec.requests import RequestError
 from tests.small_bundle import CONFIG, NOW, VOCABULARY, request, small_bundle, small_history
 
 DEFAULT = GenerationConfig()
@@ -215,7 +216,7 @@ some_requests = st.builds(
 def test_k_distinct_items_wherever_k_exist_and_nothing_filtered(bundle, asked, mode, overfetch, scanned_rows):
     config = GenerationConfig(mode=mode, overfetch=overfetch)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pinrec.generation._SCANNED_ROWS", scanned_rows)
+        patch.setattr("pinrec.retrieval._SCANNED_ROWS", scanned_rows)
         lists = generate(bundle, asked, config)
     for each, found in zip(asked, lists, strict=True):
         allowed = allowed_rows(bundle, each)

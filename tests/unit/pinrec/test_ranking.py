@@ -11,12 +11,14 @@ from safetensors.torch import load, load_file, save, save_file
 from pinrec.bundle import MODEL, Bundle, BundleError
 from pinrec.config import GenerationConfig, ModelConfig, TrainingConfig
 from pinrec.dataset import EventColumns
-from pinrec.generation import GenerationRequest, encode, generate, rank
+from pinrec.encoding import encode
+from pinrec.generation import generate, rank
 from pinrec.history import ROW, History
 from pinrec.items import Catalogue, Item
 from pinrec.model import UNKNOWN, PinRecModel, previous_timestamps
 from pinrec.popularity import Popularity
 from pinrec.ranking import EXPOSURE_S, Exposures, ranking_loss
+from pinrec.requests import GenerationRequest
 from pinrec.training import Learner
 from pinrec.windows import Windows
 from tests.small_bundle import CONFIG, NOW, VOCABULARY, request, small_bundle
@@ -123,7 +125,7 @@ def test_a_budget_weighs_the_chances_of_its_outcomes(bundle):
 def test_a_reranked_list_keeps_budget_and_filters_and_is_ordered_by_the_head(bundle, asked, mode, rerank, scanned_rows):
     plain = GenerationConfig(mode=mode)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pinrec.generation._SCANNED_ROWS", scanned_rows)
+        patch.setattr("pinrec.retrieval._SCANNED_ROWS", scanned_rows)
         before = generate(bundle, asked, plain)
         lists = generate(bundle, asked, plain.model_copy(update={"rerank": rerank}))
     for each, found, was in zip(asked, lists, before, strict=True):
