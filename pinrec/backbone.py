@@ -38,13 +38,14 @@ class KVCache:
             pad = (0, 0, 0, positions + ROOM - self.capacity)
             self.key, self.value = F.pad(self.key, pad), F.pad(self.value, pad)
 
-    def write(self, layer: int, key_BHK: Tensor, value_BHK: Tensor) -> tuple[Tensor, Tensor]:
-        """Put one position at each row's end; returns the layer's keys and values [B, H, C, K]."""
+    def write(self, layer: int, key_BHNK: Tensor, value_BHNK: Tensor) -> tuple[Tensor, Tensor]:
+        """Put N positions behind each row's end; returns the layer's keys and values [B, H, C, K]."""
         _, rows, heads, _, width = self.key.shape
-        assert key_BHK.shape == value_BHK.shape == (rows, heads, width)
-        row_B = torch.arange(rows)
-        self.key[layer, row_B, :, self.length_B] = key_BHK
-        self.value[layer, row_B, :, self.length_B] = value_BHK
+        more = key_BHNK.shape[2]
+        assert key_BHNK.shape == value_BHNK.shape == (rows, heads, more, width)
+        row_B1, at_BN = torch.arange(rows)[:, None], self.length_B[:, None] + torch.arange(more)
+        self.key[layer, row_B1, :, at_BN] = key_BHNK.transpose(1, 2).to(self.key.dtype)
+        self.value[layer, row_B1, :, at_BN] = value_BHNK.transpose(1, 2).to(self.value.dtype)
         return self.key[layer], self.value[layer]
 
     def rewind(self, length_B: Tensor) -> None:
@@ -96,6 +97,10 @@ def _turn(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = angles
     a, b = x.chunk(2, -1)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
+
+
+def _rounded(x: Tensor, kept: torch.dtype) -> Tensor:
+    return x if kept == x.dtype else x.to(kept).to(x.dtype)
 
 
 def _attend_alone(
@@ -161,41 +166,59 @@ class Backbone(nn.Module):
         """States h_BLD of whole windows; right-padding is harmless, as nothing looks ahead."""
         return self._encode(x_BLD)[0]
 
-    def prefill(self, x_BLD: Tensor, length_B: Tensor) -> tuple[Tensor, KVCache]:
-        """States of right-padded windows and the cache behind them, valid to each row's own length."""
+    def prefill(self, x_BLD: Tensor, length_B: Tensor, kept: torch.dtype = torch.float32) -> tuple[Tensor, KVCache]:
+        """States of right-padded windows and the cache behind them, valid to each row's own length.
+
+        Args:
+            kept: keys and values are rounded to it before anything attends to them, so that who keeps them in this type
+                and goes on from them later gets the same states.
+        """
         assert x_BLD.shape == (len(length_B), x_BLD.shape[1], self.width)
         assert int(length_B.max()) <= x_BLD.shape[1]
-        h_BLD, keys, values = self._encode(x_BLD)
+        h_BLD, keys, values = self._encode(x_BLD, kept)
         return h_BLD, KVCache(torch.stack(keys), torch.stack(values), length_B.to(torch.int64).clone())
 
-    def _encode(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    def _encode(self, x: Tensor, kept: torch.dtype = torch.float32) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         angles = self.rotary.angles(torch.arange(x.shape[1]))
         x = F.dropout(x, self.dropout, self.training)
         keys, values = [], []
         for block in self.blocks:
             assert isinstance(block, Block)
             q, k, v, gate = block.split(x, angles)
+            k, v = _rounded(k, kept), _rounded(v, kept)
             keys.append(k)
             values.append(v)
             x = block.join(x, F.scaled_dot_product_attention(q, k, v, is_causal=True), gate)
         return self.norm(x), keys, values
 
-    def decode(self, x_BD: Tensor, cache: KVCache) -> Tensor:
-        """States h_BD of one more token a row; `cache` (changed in place) is one longer in every row."""
-        assert x_BD.shape == (len(cache.length_B), self.width)
-        cache.reserve(int(cache.length_B.max()) + 1)
-        cos, sin = self.rotary.angles(cache.length_B)
-        angles = cos[:, None, None], sin[:, None, None]
-        seen = (torch.arange(cache.capacity) <= cache.length_B[:, None])[:, None, None]
-        x = x_BD[:, None]
+    def extend(self, x_BND: Tensor, cache: KVCache, kept: torch.dtype = torch.float32) -> Tensor:
+        """States h_BND of N more tokens behind each row; `cache` (changed in place) is N longer in every row.
+
+        Rows with fewer new tokens are padded on the right, and the cache is rewound to their own ends afterwards.
+
+        Args:
+            kept: see `prefill`.
+        """
+        more = x_BND.shape[1]
+        assert x_BND.shape == (len(cache.length_B), more, self.width)
+        cache.reserve(int(cache.length_B.max()) + more)
+        position_BN = cache.length_B[:, None] + torch.arange(more)
+        cos, sin = self.rotary.angles(position_BN)
+        angles = cos[:, None], sin[:, None]
+        seen = (torch.arange(cache.capacity) <= position_BN[..., None])[:, None]
+        x = x_BND
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             q, k, v, gate = block.split(x, angles)
-            keys, values = cache.write(layer, k[:, :, 0], v[:, :, 0])
+            keys, values = cache.write(layer, _rounded(k, kept), _rounded(v, kept))
             x = block.join(x, F.scaled_dot_product_attention(q, keys, values, attn_mask=seen), gate)
-        cache.length_B = cache.length_B + 1
-        h_BD: Tensor = self.norm(x[:, 0])
-        return h_BD
+        cache.length_B = cache.length_B + more
+        h_BND: Tensor = self.norm(x)
+        return h_BND
+
+    def decode(self, x_BD: Tensor, cache: KVCache) -> Tensor:
+        """`extend` by one token a row: states h_BD."""
+        return self.extend(x_BD[:, None], cache)[:, 0]
 
     def attend(self, x_BCD: Tensor, cache: KVCache, length_BC: Tensor | None = None) -> Tensor:
         """States h_BCD of C candidates a row, each as if it alone came next; `cache` stays as it is.

@@ -3,9 +3,9 @@
 Shape suffixes: B requests, L events, N items, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 import torch
@@ -14,11 +14,13 @@ from torch import Tensor
 from pinrec.backbone import KVCache
 from pinrec.hashing import hash_id
 from pinrec.items import query_bag
-from pinrec.model import PinRecModel, as_int64, previous_timestamps
+from pinrec.model import PinRecModel, as_int64
 from pinrec.requests import GenerationRequest
 
 if TYPE_CHECKING:
     from pinrec.bundle import Bundle
+
+_FEW: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,67 +40,125 @@ class Encoded:
     surface_B: Tensor
 
 
+Part = tuple[list[int], Encoded]
+"""Some of a batch's requests, by their numbers, and their histories."""
+
+
+class Encoder(Protocol):
+    """Encodes a batch: each request in one of the parts, those of similar cost together."""
+
+    def __call__(self, bundle: "Bundle", requests: Sequence[GenerationRequest], /) -> list[Part]:
+        """The parts; no request is in none or in two."""
+
+
 @torch.inference_mode()
-def encode(bundle: "Bundle", requests: Sequence[GenerationRequest]) -> Encoded:
-    """Prefill the histories, each followed by its request's context as a virtual last event."""
-    events = _Events(bundle, requests)
-    x_BLD = bundle.model.tokens(
-        torch.from_numpy(events.item_BLD),
-        torch.from_numpy(events.action_BL),
-        torch.from_numpy(events.surface_BL),
-        timestamp_BL := torch.from_numpy(events.timestamp_BL),
-        previous_timestamps(timestamp_BL),
-    )
-    length_B = torch.from_numpy(events.length_B)
-    h_BLD, cache = bundle.model.prefill(x_BLD, length_B)
-    row_B, last_B = torch.arange(len(requests)), length_B - 1
-    return Encoded(
-        h_BLD[row_B, last_B], cache, timestamp_BL[row_B, last_B], torch.from_numpy(events.surface_BL)[row_B, last_B]
-    )
+def encode(bundle: "Bundle", requests: Sequence[GenerationRequest], kept: torch.dtype = torch.float32) -> Encoded:
+    """Prefill the histories, each followed by its request's context as virtual last events.
+
+    Args:
+        kept: see `Backbone.prefill`.
+    """
+    events = NewEvents(bundle, requests, [0] * len(requests))
+    h_BLD, cache = bundle.model.prefill(events.tokens(), events.count_B, kept)
+    return Encoded(h_BLD[torch.arange(len(requests)), events.count_B - 1], cache, events.last_B, events.last_surface_B)
 
 
-class _Events:
-    """Histories and contexts as right-padded arrays [B, L]."""
+def from_scratch(bundle: "Bundle", requests: Sequence[GenerationRequest]) -> list[Part]:
+    """The `Encoder` that keeps nothing."""
+    lengths = [window_length(bundle, request) + request.context for request in requests]
+    return [(part, encode(bundle, [requests[b] for b in part])) for part in by_length(range(len(requests)), lengths)]
 
-    def __init__(self, bundle: "Bundle", requests: Sequence[GenerationRequest]) -> None:
+
+def window_length(bundle: "Bundle", request: GenerationRequest) -> int:
+    """Events of the request's history that are encoded."""
+    return min(len(request.history or ()), bundle.model.config.history)
+
+
+def by_length(requests: Iterable[int], lengths: Sequence[int]) -> list[list[int]]:
+    """Requests in parts of similar length: whoever is padded to the longest of a part at most doubles in length.
+
+    Parts of few requests would cost more than the padding that they save.
+    """
+    parts: list[list[int]] = []
+    for b in sorted(requests, key=lengths.__getitem__):
+        if parts and (len(parts[-1]) < _FEW or lengths[b] <= 2 * lengths[parts[-1][0]]):
+            parts[-1].append(b)
+        else:
+            parts.append([b])
+    return parts
+
+
+class NewEvents:
+    """What comes behind the events of each history that are encoded already: later ones, and the request's context.
+
+    Right-padded arrays [B, L].
+
+    Attributes:
+        count_B: int64, how many come.
+        history_B: int64, how many of them are events of the history.
+        last_B, last_surface_B: timestamp (float64, epoch s) and surface of each row's last event, new or not.
+    """
+
+    def __init__(self, bundle: "Bundle", requests: Sequence[GenerationRequest], since: Sequence[int]) -> None:
         self._bundle = bundle
         config, vocabulary = bundle.model.config, bundle.vocabulary
         searching = vocabulary.action_index.get("search", 0)
         engaging = min(vocabulary.engaging)
-        kept = [min(len(request.history or ()), config.history) for request in requests]
-        context = [(r.context_item is not None) + (r.context_query is not None) for r in requests]
-        self.length_B = np.add(kept, context, dtype=np.int64)
-        shape = len(requests), int(self.length_B.max())
-        self.item_BLD = np.zeros((*shape, config.width), np.float32)
-        self.action_BL, self.surface_BL = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        self.timestamp_BL = np.zeros(shape, np.float64)
+        windows = [window_length(bundle, request) for request in requests]
+        news = [window - known for window, known in zip(windows, since, strict=True)]
+        counts = [new + request.context for new, request in zip(news, requests, strict=True)]
+        self.history_B, self.count_B = torch.tensor(news), torch.tensor(counts)
+        shape = len(requests), max(counts)
+        self._item_BLD = np.zeros((*shape, config.width), np.float32)
+        self._action_BL, self._surface_BL = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        self._timestamp_BL = np.zeros(shape, np.float64)
+        before_B, last_B, last_surface_B = np.full(len(requests), np.nan), np.zeros(len(requests)), [0] * len(requests)
         hash_BL, is_item_BL = np.zeros(shape, np.uint64), np.zeros(shape, np.bool_)
         queries: list[tuple[int, int, str]] = []
         for b, request in enumerate(requests):
-            n, last, surface = kept[b], request.now, 0
-            if request.history and n:
-                rows = request.history.rows[-n:]
+            n, last, surface = news[b], request.now, 0
+            if request.history and windows[b]:
+                window = request.history.rows[-windows[b] :]
+                rows = window[since[b] :]
                 hash_BL[b, :n], is_item_BL[b, :n] = rows["item_hash"], rows["is_query"] == 0
-                self.action_BL[b, :n], self.surface_BL[b, :n] = rows["action"], rows["surface"]
-                self.timestamp_BL[b, :n] = rows["timestamp"]
-                last, surface = max(last, float(rows["timestamp"][-1])), int(rows["surface"][-1])
+                self._action_BL[b, :n], self._surface_BL[b, :n] = rows["action"], rows["surface"]
+                self._timestamp_BL[b, :n] = rows["timestamp"]
+                end = float(window["timestamp"][-1])
+                last, surface = max(last, end) if counts[b] > n else end, int(window["surface"][-1])
+                if since[b]:
+                    before_B[b] = window["timestamp"][since[b] - 1]
                 if rows["is_query"].any():
-                    texts = request.history.item_ids[-n:]
+                    texts = request.history.item_ids[len(request.history) - n :]
                     queries += [(b, int(at), texts[at]) for at in np.nonzero(rows["is_query"])[0]]
-            self.timestamp_BL[b, n : n + context[b]] = last
-            self.surface_BL[b, n : n + context[b]] = surface if request.surface is None else request.surface
+            if counts[b] > n:
+                surface = surface if request.surface is None else request.surface
+                self._timestamp_BL[b, n : counts[b]], self._surface_BL[b, n : counts[b]] = last, surface
+            last_B[b], last_surface_B[b] = last, surface
             if request.context_query is not None:
                 queries.append((b, n, request.context_query))
-                self.action_BL[b, n] = searching
+                self._action_BL[b, n] = searching
                 n += 1
             if request.context_item is not None:
                 hash_BL[b, n], is_item_BL[b, n] = hash_id(request.context_item), True
-                self.action_BL[b, n] = engaging
-        self.item_BLD[is_item_BL] = item_vectors(bundle, hash_BL[is_item_BL])
+                self._action_BL[b, n] = engaging
+        self._item_BLD[is_item_BL] = item_vectors(bundle, hash_BL[is_item_BL])
         if queries:
             bags = np.stack([query_bag(text, config) for _, _, text in queries])
             row, at, _ = zip(*queries, strict=True)
-            self.item_BLD[row, at] = bundle.model.query_vectors(torch.from_numpy(bags)).numpy()
+            self._item_BLD[row, at] = bundle.model.query_vectors(torch.from_numpy(bags)).numpy()
+        self._before_B1 = torch.from_numpy(before_B)[:, None]
+        self.last_B, self.last_surface_B = torch.from_numpy(last_B), torch.tensor(last_surface_B)
+
+    def tokens(self) -> Tensor:
+        """x_BLD; what stands behind a row's last event is meaningless."""
+        timestamp_BL = torch.from_numpy(self._timestamp_BL)
+        return self._bundle.model.tokens(
+            torch.from_numpy(self._item_BLD),
+            torch.from_numpy(self._action_BL),
+            torch.from_numpy(self._surface_BL),
+            timestamp_BL,
+            torch.cat((self._before_B1, timestamp_BL[:, :-1]), 1),
+        )
 
 
 @torch.inference_mode()

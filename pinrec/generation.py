@@ -8,6 +8,7 @@ of a request that are ranked, O engaging actions.
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from pinrec.budget import normalised, slots, spread
 from pinrec.config import GenerationConfig
-from pinrec.encoding import Encoded, encode
+from pinrec.encoding import Encoded, Encoder, encode, from_scratch
 from pinrec.requests import ANY, Candidate, GenerationRequest, check
 from pinrec.retrieval import Embeddings, Filter, pools, retrieve, turns
 
@@ -27,12 +28,18 @@ _RANKED: Final = 512  # candidates of a request that are ranked at once: what bo
 
 
 def generate(
-    bundle: "Bundle", requests: Sequence[GenerationRequest], config: GenerationConfig
+    bundle: "Bundle",
+    requests: Sequence[GenerationRequest],
+    config: GenerationConfig,
+    encoder: Encoder = from_scratch,
 ) -> list[list[Candidate]]:
     """Lists of up to k items each: exactly k distinct ones wherever the filters leave k.
 
     Outcomes take turns by their shares, so that the head of a list keeps to the budget too. Within an outcome the best
     score comes first: with `config.rerank` and a model with a ranking head that of the head.
+
+    Args:
+        encoder: encodes the histories; `pinrec.states.UserStates` does so without what it has kept of them.
 
     Raises:
         RequestError: see `check`.
@@ -40,15 +47,44 @@ def generate(
     """
     if not requests:
         return []
-    if not config.rerank or bundle.model.ranking is None:
-        return retrieve(bundle, requests, embed(bundle, requests, config), config)
     for request in requests:
         check(request, config)
-    encoded = encode(bundle, requests)
-    length_B = encoded.cache.length_B
-    embeddings = embed(bundle, requests, config, encoded)
-    encoded.cache.rewind(length_B)
-    return _reranked(bundle, requests, pools(bundle, requests, embeddings, config, config.rerank), config, encoded)
+    shares = [_shares(bundle, request, config) for request in requests]
+    parts = [
+        _Part(index, [requests[b] for b in index], [shares[b] for b in index], encoded)
+        for index, encoded in encoder(bundle, requests)
+    ]
+    lengths = [part.encoded.cache.length_B for part in parts]
+    embeddings = _joined(parts, [_embed(bundle, part, max(map(len, shares)), config) for part in parts])
+    if not config.rerank or bundle.model.ranking is None:
+        return retrieve(bundle, requests, embeddings, config)
+    for part, length_B in zip(parts, lengths, strict=True):
+        part.encoded.cache.rewind(length_B)
+    return _reranked(bundle, requests, pools(bundle, requests, embeddings, config, config.rerank), config, parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Requests of a batch that are encoded together, by their numbers in it."""
+
+    index: list[int]
+    requests: list[GenerationRequest]
+    shares: list[dict[str, float]]
+    encoded: Encoded
+
+
+def _joined(parts: Sequence[_Part], embeddings: Sequence[Embeddings]) -> Embeddings:
+    """The embeddings of a whole batch, in its order."""
+    if len(parts) == 1 and parts[0].index == sorted(parts[0].index):
+        return embeddings[0]
+    order = np.argsort(np.concatenate([part.index for part in parts]))
+    return replace(
+        embeddings[0],
+        **{
+            name: np.concatenate([getattr(some, name) for some in embeddings])[order]
+            for name in ("e_BED", "outcome_BE", "slots_BE")
+        },
+    )
 
 
 @torch.inference_mode()
@@ -69,10 +105,18 @@ def embed(
         check(request, config)
     shares = [_shares(bundle, request, config) for request in requests]
     encoded = encode(bundle, requests) if encoded is None else encoded
+    part = _Part(list(range(len(requests))), list(requests), shares, encoded)
+    return _embed(bundle, part, max(map(len, shares)), config)
+
+
+@torch.inference_mode()
+def _embed(bundle: "Bundle", part: _Part, outcomes: int, config: GenerationConfig) -> Embeddings:
+    """See `embed`; a row has places for so many outcomes."""
+    requests, encoded = part.requests, part.encoded
     model, conditioned = bundle.model, config.mode != "unconditioned"
     offsets = np.array(model.config.offsets_s if config.mode == "multi_token" else (math.nan,))
     nearest = int(offsets.argmin()) if config.mode == "multi_token" else 0
-    aims = _outcomes(bundle, shares)
+    aims = _outcomes(bundle, part.shares, outcomes)
     outcome_BE = np.repeat(aims if conditioned else np.full((len(requests), 1), ANY), len(offsets), axis=1)
     surface_B, next_surface_B, now_B = _moment(requests, encoded)
     surface_BE = (surface_B if conditioned else torch.full_like(surface_B, ANY))[:, None].expand(outcome_BE.shape)
@@ -90,7 +134,7 @@ def embed(
         outcome_BE=every_step_BE,
         offset_E=np.tile(offsets, config.steps * outcome_BE.shape[1] // len(offsets)),
         step_E=np.repeat(np.arange(config.steps), outcome_BE.shape[1]),
-        slots_BE=_slots(bundle, requests, shares if conditioned else None, every_step_BE),
+        slots_BE=_slots(bundle, requests, part.shares if conditioned else None, every_step_BE),
     )
 
 
@@ -106,9 +150,9 @@ def _shares(bundle: "Bundle", request: GenerationRequest, config: GenerationConf
     return normalised(wanted, bundle.vocabulary)
 
 
-def _outcomes(bundle: "Bundle", shares: Sequence[dict[str, float]]) -> np.ndarray:
+def _outcomes(bundle: "Bundle", shares: Sequence[dict[str, float]], most: int) -> np.ndarray:
     """int64[B, O]: each row's outcomes, largest share first; -1 behind a row's last."""
-    aims = np.full((len(shares), max(map(len, shares))), ANY, np.int64)
+    aims = np.full((len(shares), most), ANY, np.int64)
     for row, names in zip(aims, shares, strict=True):
         row[: len(names)] = [bundle.vocabulary.action_index[name] for name in names]
     return aims
@@ -195,12 +239,15 @@ def _reranked(
     requests: Sequence[GenerationRequest],
     pools: Sequence[list[Candidate]],
     config: GenerationConfig,
-    encoded: Encoded,
+    parts: Sequence[_Part],
 ) -> list[list[Candidate]]:
     """Lists of the best of each pool; every outcome keeps the places that it has among the pool's first k."""
     lists = []
-    rows = [np.array([candidate.row for candidate in pool], np.int64) for pool in pools]
-    scores = rank(bundle, requests, rows, config, encoded)
+    scores: list[np.ndarray] = [np.empty(0)] * len(requests)
+    for part in parts:
+        rows = [np.array([candidate.row for candidate in pools[b]], np.int64) for b in part.index]
+        for b, score_C in zip(part.index, rank(bundle, part.requests, rows, config, part.encoded), strict=True):
+            scores[b] = score_C
     for request, pool, score_C in zip(requests, pools, scores, strict=True):
         places, best = Counter(candidate.outcome for candidate in pool[: request.k]), []
         for at in np.argsort(-score_C, kind="stable").tolist():

@@ -131,15 +131,19 @@ class PinRecModel(nn.Module):
         h_BLD: Tensor = self.backbone(x_BLD)
         return h_BLD
 
-    def prefill(self, x_BLD: Tensor, length_B: Tensor) -> tuple[Tensor, KVCache]:
+    def prefill(self, x_BLD: Tensor, length_B: Tensor, kept: torch.dtype = torch.float32) -> tuple[Tensor, KVCache]:
         """States h_BLD of right-padded windows, and a cache valid to each row's own length.
 
-        What stands in h at or behind a row's length is meaningless.
+        What stands in h at or behind a row's length is meaningless. `kept`: see `Backbone.prefill`.
         """
-        return self.backbone.prefill(x_BLD, length_B)
+        return self.backbone.prefill(x_BLD, length_B, kept)
+
+    def extend(self, x_BND: Tensor, cache: KVCache, kept: torch.dtype = torch.float32) -> Tensor:
+        """States h_BND of N more tokens behind each row; the cache grows by N in every row, in place."""
+        return self.backbone.extend(x_BND, cache, kept)
 
     def decode(self, x_BD: Tensor, cache: KVCache) -> Tensor:
-        """State h_BD of one more token in each row; the cache grows by one in every row, in place."""
+        """State h_BD of one more token in each row; see `extend`."""
         return self.backbone.decode(x_BD, cache)
 
     def head(self, h_BD: Tensor, outcome_BE: Tensor, surface_BE: Tensor, offset_s_BE: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ class GenerationRequest:
         exclude: item ids that must not come back.
         exclude_seen: leave out every item of the history.
         categories: if any, an item must be in at least one of them.
+        user_id: whose keys and values may be kept for the next time (`pinrec.states`); None = nobody's.
     """
 
     history: History | None
@@ -45,6 +46,12 @@ class GenerationRequest:
     exclude: frozenset[str] = frozenset()
     exclude_seen: bool = True
     categories: frozenset[str] = frozenset()
+    user_id: str | None = None
+
+    @property
+    def context(self) -> int:
+        """Virtual events behind the history: a search, an item that is looked at."""
+        return (self.context_item is not None) + (self.context_query is not None)
 
 
 @dataclass(slots=True)

@@ -162,7 +162,7 @@ _PINREC: Final = Entry(
         },
         # Four outcomes, two offsets, two steps: 16.
         "kuairand_pure disjoint": {"generation": {"default_outcomes": _KUAIRAND_OUTCOMES}},
-        # Three outcomes, two offsets, two steps: 12. Half of the targets are rated within 20 minutes of the history's end.
+        # Three outcomes, two offsets, two steps: 12. Half of the targets come within 20 minutes of the history's end.
         "ml1m disjoint": {"model": {"offsets_s": (200.0, 1200.0)}, "generation": {"default_outcomes": _RATINGS}},
     },
     selection={"loo": {"every": 5}, "disjoint": {"every": 4}},

@@ -1,0 +1,225 @@
+"""Keys and values of users, kept between their events: a new event costs one token, whatever the history.
+
+A state is used only for the very prefix of a history that it was made of, under the very bundle that made it; whatever
+else a user's history has become is encoded anew. So an answer never depends on what was kept.
+
+Shapes: see `pinrec.arena` and `pinrec.encoding`.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+import torch
+import xxhash
+from torch import Tensor
+
+from pinrec.arena import POSITIONS, Arena
+from pinrec.backbone import KVCache
+from pinrec.encoding import Encoded, NewEvents, Part, by_length, window_length
+from pinrec.history import History
+from pinrec.requests import GenerationRequest
+
+if TYPE_CHECKING:
+    from pinrec.bundle import Bundle
+
+_MOST_NEW: Final = 16
+"""Events by which a state is brought up to date; with more, all of a batch would be padded to them."""
+
+
+@dataclass(slots=True)
+class _State:
+    """What is kept of one user: the first `length` events of a window."""
+
+    length: int
+    digest: bytes
+    h_D: Tensor
+    blocks: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class StatesReport:
+    """What the states did and what they hold. Counts are since the start."""
+
+    users: int
+    bytes: int
+    budget_bytes: int
+    hits: int
+    misses: int
+    evictions: int
+
+
+class UserStates:
+    """The `Encoder` that keeps the keys and values of known users. For one thread, and one bundle at a time.
+
+    Args:
+        budget: bytes; the least recently used states make room. With too little for a batch's users, some are not kept.
+        kept: type of keys and values. They are rounded to it whether or not they are kept, so answers stay the same.
+    """
+
+    def __init__(self, budget: int, kept: torch.dtype = torch.bfloat16) -> None:
+        self._budget, self._kept = budget, kept
+        self._arena: Arena | None = None
+        self._made_by: Bundle | None = None
+        self._states: OrderedDict[str, _State] = OrderedDict()
+        self._hits = self._misses = self._evictions = 0
+
+    @property
+    def report(self) -> StatesReport:
+        """How things stand."""
+        held = 0 if self._arena is None else (self._arena.blocks - self._arena.free) * self._arena.block_bytes
+        return StatesReport(len(self._states), held, self._budget, self._hits, self._misses, self._evictions)
+
+    def forget(self, user_ids: Iterable[str]) -> None:
+        """Drop what is kept of these users."""
+        for user_id in user_ids:
+            self._drop(user_id)
+
+    def clear(self) -> None:
+        """Drop what is kept of everybody."""
+        self.forget(list(self._states))
+
+    @torch.inference_mode()
+    def __call__(self, bundle: "Bundle", requests: Sequence[GenerationRequest], /) -> list[Part]:
+        """See `Encoder`."""
+        arena = self._arena_for(bundle)
+        requests = _consistent(requests)
+        windows = [window_length(bundle, request) for request in requests]
+        since = [self._known(request, n) for request, n in zip(requests, windows, strict=True)]
+        lengths = [n + request.context for n, request in zip(windows, requests, strict=True)]
+        # A batch's own states must outlive it: what makes room for one must not have been counted on by another.
+        using = {request.user_id or "" for request, known in zip(requests, since, strict=True) if known}
+        parts: list[Part] = []
+        for new in (True, False):
+            for part in by_length([b for b, known in enumerate(since) if (not known) == new], lengths):
+                mine, known = [requests[b] for b in part], [since[b] for b in part]
+                events = NewEvents(bundle, mine, known)
+                if new:
+                    h_BLD, cache = bundle.model.prefill(events.tokens(), events.count_B, self._kept)
+                else:
+                    h_BLD, cache = self._extended(arena, bundle, mine, known, events)
+                row_B = torch.arange(len(part))
+                # Where nothing is new the state at the history's end is the one that is kept.
+                held_BD = torch.stack([self._held(request, bundle) for request in mine])
+                ends = [
+                    h_BLD[row_B, (count_B - 1).clamp(min=0)].where((count_B > 0)[:, None], held_BD)
+                    for count_B in (events.history_B, events.count_B)
+                ]
+                self._keep(arena, bundle, mine, events, cache, ends[0], using)
+                parts.append((part, Encoded(ends[1], cache, events.last_B, events.last_surface_B)))
+        return parts
+
+    def _extended(
+        self,
+        arena: Arena,
+        bundle: "Bundle",
+        requests: Sequence[GenerationRequest],
+        known: Sequence[int],
+        events: NewEvents,
+    ) -> tuple[Tensor, KVCache]:
+        blocks = [self._states[request.user_id or ""].blocks for request in requests]
+        length_B, most = torch.tensor(known), int(events.count_B.max())
+        cache = arena.gather(blocks, length_B, most)
+        if not most:
+            return torch.zeros(len(blocks), 1, bundle.model.config.width), cache
+        h_BND = bundle.model.extend(events.tokens(), cache, self._kept)
+        cache.rewind(length_B + events.count_B)
+        return h_BND, cache
+
+    def _arena_for(self, bundle: "Bundle") -> Arena:
+        if self._made_by is not bundle:
+            self.clear()
+            self._made_by = bundle
+        if self._arena is None or not self._arena.fits(bundle.model.config):
+            self._arena = Arena(bundle.model.config, self._budget, self._kept)
+        return self._arena
+
+    def _known(self, request: GenerationRequest, window: int) -> int:
+        """How many of the window's events need not be encoded; a state that does not fit is dropped."""
+        if request.user_id is None or request.history is None or not window:
+            return 0
+        state = self._states.get(request.user_id)
+        if state is not None:
+            grown = state.length <= window <= state.length + _MOST_NEW
+            if grown and state.digest == _digest(request.history, window, state.length):
+                self._hits += 1
+                self._states.move_to_end(request.user_id)
+                return state.length
+            self._drop(request.user_id)
+        self._misses += 1
+        return 0
+
+    def _held(self, request: GenerationRequest, bundle: "Bundle") -> Tensor:
+        state = self._states.get(request.user_id or "")
+        return torch.zeros(bundle.model.config.width) if state is None else state.h_D
+
+    def _keep(
+        self,
+        arena: Arena,
+        bundle: "Bundle",
+        requests: Sequence[GenerationRequest],
+        events: NewEvents,
+        cache: KVCache,
+        h_BD: Tensor,
+        using: set[str],
+    ) -> None:
+        """Keep what a part's histories have become; what there is no room for stays as it was, or unknown."""
+        held: list[list[int]] = [[] for _ in requests]
+        since, until = [0] * len(requests), [0] * len(requests)
+        for b, (request, new) in enumerate(zip(requests, events.history_B.tolist(), strict=True)):
+            user_id, history = request.user_id, request.history
+            if not new or user_id is None or history is None:
+                continue
+            window = window_length(bundle, request)
+            state = self._states.get(user_id)
+            known = 0 if state is None else state.length
+            if known == window:  # another request of this batch has brought it up to date
+                continue
+            blocks = [] if state is None else state.blocks
+            more = -(-window // POSITIONS) - len(blocks)
+            if not self._make_room(arena, more, using | {user_id}):
+                continue
+            held[b] = blocks + arena.take(more)
+            since[b], until[b] = known, window
+            digest = _digest(history, window, window)
+            self._states[user_id] = _State(window, digest, h_BD[b].clone(), held[b])
+            using.add(user_id)
+        arena.store(held, cache, since, until)
+
+    def _make_room(self, arena: Arena, blocks: int, using: set[str]) -> bool:
+        while arena.free < blocks:
+            oldest = next(iter(self._states), None)
+            if oldest is None or oldest in using:  # those in use are the youngest
+                return False
+            self._drop(oldest)
+            self._evictions += 1
+        return True
+
+    def _drop(self, user_id: str) -> None:
+        state = self._states.pop(user_id, None)
+        if state is not None and self._arena is not None:
+            self._arena.give(state.blocks)
+
+
+def _consistent(requests: Sequence[GenerationRequest]) -> list[GenerationRequest]:
+    """The requests; whose history differs from an earlier one's of the same user is nobody's, so that none is mixed."""
+    first: dict[str, GenerationRequest] = {}
+    return [
+        request
+        if request.user_id is None
+        or first.setdefault(request.user_id, request).history is request.history
+        or _packed(first[request.user_id]) == _packed(request)
+        else replace(request, user_id=None)
+        for request in requests
+    ]
+
+
+def _packed(request: GenerationRequest) -> bytes:
+    return b"" if request.history is None else request.history.packed
+
+
+def _digest(history: History, window: int, length: int) -> bytes:
+    """Of the first `length` events of the last `window`: everything that tokens are made of, and nothing else."""
+    rows = history.rows[len(history) - window :][:length]
+    return xxhash.xxh3_128_digest(rows.tobytes())
