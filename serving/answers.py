@@ -5,11 +5,15 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from pinrec.bundle import Bundle
 from pinrec.config import GenerationConfig
+from pinrec.encoding import Encoder, from_scratch
 from pinrec.generation import generate, popular
 from pinrec.history import History
 from pinrec.requests import Candidate, GenerationRequest
+from pinrec.states import UserStates
 from serving.api import RecommendationRequest
 from serving.config import ServingSettings
 from serving.problems import Problem
@@ -55,17 +59,36 @@ class Answerer:
     Args:
         store: histories.
         generation: how lists are made.
-        serving: list length for events, and when an answer counts as degraded.
+        serving: list length for events, when an answer counts as degraded, and memory for states of users.
     """
 
     def __init__(self, store: SequenceStore, generation: GenerationConfig, serving: ServingSettings) -> None:
         self._store, self._generation, self._serving = store, generation, serving
         self.store_error: str | None = None
+        self.states = UserStates(serving.states_mib << 20, getattr(torch, serving.states_dtype))
+        self._deletions = store.deletions(0).mark
 
     def answer(
         self, bundle: Bundle, queries: Sequence[RecommendationRequest], users: Sequence[str]
     ) -> tuple[list[Outcome], list[Outcome]]:
         """Answers to queries, and lists for users with new events; a bad query is answered by its Problem."""
+        return self._answer(bundle, queries, users, self.states)
+
+    def rehearse(self, bundle: Bundle, queries: Sequence[RecommendationRequest]) -> None:
+        """Answer with a bundle that does not serve yet; nothing is kept. May run in another thread."""
+        self._answer(bundle, queries, [], from_scratch)
+
+    def forget_deleted(self) -> None:
+        """Drop what is kept of users whose histories have been deleted since the last time."""
+        self._deletions, user_ids = self._store.deletions(self._deletions)
+        if user_ids is None:
+            self.states.clear()
+        else:
+            self.states.forget(user_ids)
+
+    def _answer(
+        self, bundle: Bundle, queries: Sequence[RecommendationRequest], users: Sequence[str], encoder: Encoder
+    ) -> tuple[list[Outcome], list[Outcome]]:
         requests = [*queries, *(RecommendationRequest(user_id=u, k=self._serving.event_k) for u in users)]
         histories, as_of = self._read([request.user_id for request in requests])
         now = time.time()
@@ -86,7 +109,7 @@ class Answerer:
                 answers[i] = _answer(request, job, popular(bundle, job), batch, i >= len(queries))
             else:
                 jobs[i] = job
-        lists = generate(bundle, list(jobs.values()), self._generation) if jobs else []
+        lists = generate(bundle, list(jobs.values()), self._generation, encoder) if jobs else []
         for (i, job), candidates in zip(jobs.items(), lists, strict=True):
             answers[i] = _answer(requests[i], job, candidates, batch, i >= len(queries))
         done = [answers[i] for i in range(len(requests))]
@@ -117,6 +140,7 @@ def _job(request: RecommendationRequest, history: History | None, batch: _Batch)
         exclude=frozenset(request.exclude),
         exclude_seen=request.exclude_seen,
         categories=frozenset(request.categories),
+        user_id=request.user_id,
     )
 
 

@@ -1,7 +1,7 @@
 """The one settings model: the `args:` of a deploy file, validated by Ray Serve when it is deployed."""
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,12 @@ class ServingSettings(Frozen):
     degraded_after_s: float = Field(10.0, gt=0, description="staleness above which answers are marked degraded")
     poll_models_s: float = Field(1.0, gt=0, description="how often a replica looks at the registry's pointer")
     threads: int = Field(1, ge=1, description="torch threads of a replica")
+    states_mib: int = Field(
+        256, ge=0, description="memory for keys and values of users, MiB a replica; 0 = encode every history anew"
+    )
+    states_dtype: Literal["bfloat16", "float32"] = Field(
+        "bfloat16", description="what keys and values are rounded to and kept in; float32 takes twice the memory"
+    )
     admin_token_file: Path | None = Field(
         None, description="holds the token for deletions and model changes; none = <state.root>/admin-token"
     )

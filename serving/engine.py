@@ -5,7 +5,8 @@ import logging
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import asdict
+from typing import Any, Final
 
 import torch
 
@@ -24,6 +25,8 @@ from streaming.schema import EventCodec, Recommendation
 from streaming.stores.lmdb import LmdbSequenceStore
 
 log = logging.getLogger(__name__)
+
+_FORGET_S: Final = 0.5
 
 NO_MODEL = Problem(
     503, "no model is live yet; the trainer publishes the first one when it has seen enough events", retry_after_s=5
@@ -63,6 +66,7 @@ class Engine:
             settings.serving.deadline_s,
         )
         self._running: asyncio.Task[None] | None = None
+        self._forgetting: asyncio.Task[None] | None = None
         self._recent: list[RecommendationRequest] = []
         self._answered = self._generated = self._batches = 0
         # Before requests are routed here: a replica that joins others must not say that there is no model.
@@ -167,6 +171,7 @@ class Engine:
             "batches": self._batches,
             "waiting_queries": queries,
             "waiting_users": users,
+            "states": asdict(self._answerer.states.report),
         }
 
     def check_health(self) -> None:
@@ -182,11 +187,23 @@ class Engine:
         # The scheduler belongs to the replica's event loop, which does not run yet in __init__.
         if self._running is None:
             self._running = asyncio.create_task(self._scheduler.run())
+            self._forgetting = asyncio.create_task(self._forget())
+
+    async def _forget(self) -> None:
+        """Deleted users leave nothing behind, also where nobody asks for them again."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                # In the worker's thread: a batch that read a history before its deletion is done by then.
+                await loop.run_in_executor(self._generator, self._answerer.forget_deleted)
+            except Exception as error:  # whatever the store raises; queries go on without it as well
+                log.warning("looking for deleted users failed; trying again: %s", error)
+            await asyncio.sleep(_FORGET_S)
 
     def _warm(self, bundle: Bundle) -> None:
         # Without a context a user nobody knows gets what is popular, and the model would stay cold.
         cold = RecommendationRequest(user_id="warm-up", context=Context(item_id=bundle.catalogue.item_ids[0]))
-        self._answerer.answer(bundle, self._recent or [cold], [])
+        self._answerer.rehearse(bundle, self._recent or [cold])
 
     async def _work(
         self, queries: list[RecommendationRequest], users: list[str]

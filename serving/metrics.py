@@ -21,6 +21,11 @@ METRICS: Final[dict[str, str]] = {
     "pinrec_lists_generated": "lists made for new events since start, all replicas",
     "pinrec_waiting_queries": "queries that wait, all replicas",
     "pinrec_waiting_users": "users with new events that wait, all replicas",
+    "pinrec_states_users": "users whose keys and values are kept, all replicas",
+    "pinrec_states_bytes": "memory that they take, all replicas",
+    "pinrec_states_hits": "histories encoded from what was kept since start, all replicas",
+    "pinrec_states_misses": "histories encoded anew since start, all replicas",
+    "pinrec_states_evictions": "users dropped to make room since start, all replicas",
     "pinrec_model_swaps": "models gone live since start, all replicas",
     "pinrec_models_refused": "models refused since start, all replicas",
 }
@@ -41,6 +46,10 @@ def render(status: Status) -> str:
         "pinrec_lists_generated": _sum(status.recommenders, "lists_generated"),
         "pinrec_waiting_queries": _sum(status.recommenders, "waiting_queries"),
         "pinrec_waiting_users": _sum(status.recommenders, "waiting_users"),
+        **{
+            f"pinrec_states_{name}": sum(r["states"][name] for r in status.recommenders)
+            for name in ("users", "bytes", "hits", "misses", "evictions")
+        },
         "pinrec_model_swaps": _sum(status.recommenders, "swaps"),
         "pinrec_models_refused": sum(len(r["refused"]) for r in status.recommenders),
     }

@@ -4,7 +4,15 @@ from collections.abc import Sequence
 
 from pinrec.config import Vocabulary
 from pinrec.history import History, HistoryEvent, window_start
-from streaming.stores.base import Applied, Batch, OffsetMismatchError, SequenceStore, StoreMismatchError, check_names
+from streaming.stores.base import (
+    Applied,
+    Batch,
+    Deletions,
+    OffsetMismatchError,
+    SequenceStore,
+    StoreMismatchError,
+    check_names,
+)
 
 
 class ReferenceHistory:
@@ -35,6 +43,7 @@ class ReferenceStore(SequenceStore):
         self.users: dict[str, ReferenceHistory] = {}
         self.offsets: dict[int, int] = {}
         self.moments: dict[int, float] = {}
+        self.deleted: list[str] = []
         self.log_id: str | None = None
         self.names: dict[str, list[str]] = {}
 
@@ -49,7 +58,9 @@ class ReferenceStore(SequenceStore):
         taken = offered = deleted = 0
         for user_id, event in batch.changes:
             if event is None:
-                deleted += self.users.pop(user_id, None) is not None
+                known = self.users.pop(user_id, None) is not None
+                deleted += known
+                self.deleted += [user_id] * known
             else:
                 offered += 1
                 taken += self.users.setdefault(user_id, ReferenceHistory()).add(event, self.limit, self.stride)
@@ -78,6 +89,9 @@ class ReferenceStore(SequenceStore):
     def read(self, user_ids: Sequence[str]) -> list[History | None]:
         found = [self.users.get(user_id) for user_id in user_ids]
         return [user and History.of(user.window(), len(user.events)) for user in found]
+
+    def deletions(self, since: int) -> Deletions:
+        return Deletions(len(self.deleted), self.deleted[since:])
 
     def count(self) -> int:
         return len(self.users)

@@ -50,6 +50,18 @@ class Batch(NamedTuple):
     as_of: float
 
 
+class Deletions(NamedTuple):
+    """Who was deleted since a mark.
+
+    Attributes:
+        mark: to ask with the next time; it grows by one with each deletion.
+        user_ids: in order; None where there were more than the store remembers.
+    """
+
+    mark: int
+    user_ids: list[str] | None
+
+
 class SequenceStore(ABC):
     """Bounded histories of all users, and how far each partition of the event topic is applied."""
 
@@ -96,6 +108,10 @@ class SequenceStore(ABC):
     @abstractmethod
     def read(self, user_ids: Sequence[str]) -> list[History | None]:
         """Histories in the order asked for; None for a user without one. One consistent view."""
+
+    @abstractmethod
+    def deletions(self, since: int) -> Deletions:
+        """Users whose histories were deleted after the mark `since` (0 = ever), for whoever keeps anything of them."""
 
     @abstractmethod
     def count(self) -> int:

@@ -1,7 +1,8 @@
 """The sequence store of one machine: an LMDB environment that several processes share.
 
 Sub-databases: `users` (user id -> packed history), `offsets` (partition -> next offset and
-as-of time) and `meta` (format, window and log the store belongs to).
+as-of time), `deleted` (number of the deletion -> user id, the latest ones) and `meta` (format, window and log the
+store belongs to).
 
 Writers of several processes take turns at LMDB's own lock, which a killed process gives back;
 readers never wait. LMDB must not be shared between machines: its lock is local memory.
@@ -17,12 +18,23 @@ import lmdb
 
 from pinrec.config import Vocabulary
 from pinrec.history import History, HistoryEvent, merge
-from streaming.stores.base import Applied, Batch, OffsetMismatchError, SequenceStore, StoreMismatchError, check_names
+from streaming.stores.base import (
+    Applied,
+    Batch,
+    Deletions,
+    OffsetMismatchError,
+    SequenceStore,
+    StoreMismatchError,
+    check_names,
+)
 
 _FORMAT: Final = b"1"
 _OFFSET: Final = struct.Struct("<qd")
 _NEVER_APPLIED: Final = -1
 _PARTITION: Final = struct.Struct(">I")
+_NUMBER: Final = struct.Struct(">Q")
+_DELETIONS: Final = 4_096
+"""How many are remembered."""
 _LONGEST_KEY: Final = 511
 _GIB: Final = 1 << 30
 _READER_CHECK_EVERY: Final = 1_024
@@ -67,7 +79,7 @@ class LmdbSequenceStore(SequenceStore):
         self._env = lmdb.open(
             str(self._folder),
             map_size=int(self._map_gib * _GIB),
-            max_dbs=3,
+            max_dbs=4,
             max_readers=1_024,
             metasync=False,
             readahead=False,
@@ -75,8 +87,8 @@ class LmdbSequenceStore(SequenceStore):
         )
         # A process that was killed while reading would keep old pages alive for ever.
         self._env.reader_check()
-        self._users, self._offsets, self._meta = (
-            self._env.open_db(name, create=not readonly) for name in (b"users", b"offsets", b"meta")
+        self._users, self._offsets, self._deleted, self._meta = (
+            self._env.open_db(name, create=not readonly) for name in (b"users", b"offsets", b"deleted", b"meta")
         )
 
     def _claim(self) -> None:
@@ -126,7 +138,7 @@ class LmdbSequenceStore(SequenceStore):
             else:
                 # Merged although it is then deleted, so that counts don't depend on how a log is cut into batches.
                 taken += self._merge(txn, user_id, waiting.pop(user_id, []))
-                deleted += txn.delete(user_id.encode(), db=self._users)
+                deleted += self._delete(txn, user_id)
         for user_id, events in waiting.items():
             taken += self._merge(txn, user_id, events)
         self._set_position(txn, batch.partition, batch.next_offset, max(batch.as_of, held_as_of))
@@ -141,6 +153,35 @@ class LmdbSequenceStore(SequenceStore):
         if taken:
             txn.put(key, merged, db=self._users)
         return taken
+
+    def _delete(self, txn: Any, user_id: str) -> bool:
+        deleted: bool = txn.delete(user_id.encode(), db=self._users)
+        if deleted:
+            _, last = self._remembered(txn)
+            txn.put(_NUMBER.pack(last + 1), user_id.encode(), db=self._deleted)
+            if last >= _DELETIONS:
+                txn.delete(_NUMBER.pack(last + 1 - _DELETIONS), db=self._deleted)
+        return deleted
+
+    def _remembered(self, txn: Any) -> tuple[int, int]:
+        """Numbers of the first and the last deletion that are remembered; (1, 0) if none was made."""
+        with txn.cursor(db=self._deleted) as cursor:
+            if not cursor.first():
+                return 1, 0
+            (first,) = _NUMBER.unpack(cursor.key())
+            cursor.last()
+            (last,) = _NUMBER.unpack(cursor.key())
+            return first, last
+
+    def deletions(self, since: int) -> Deletions:
+        """See `SequenceStore.deletions`."""
+        with self._env.begin() as txn:
+            first, last = self._remembered(txn)
+            if since + 1 < first:
+                return Deletions(last, None)
+            with txn.cursor(db=self._deleted) as cursor:
+                later = cursor.iternext(keys=False) if cursor.set_range(_NUMBER.pack(since + 1)) else ()
+                return Deletions(last, [user_id.decode() for user_id in later])
 
     def offset(self, partition: int) -> int | None:
         """See `SequenceStore.offset`."""

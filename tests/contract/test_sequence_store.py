@@ -102,6 +102,27 @@ def test_a_deletion_forgets_what_came_before_it_and_nothing_after(store: Sequenc
     assert store.count() == 1
 
 
+def test_deletions_are_told_once_and_in_order(store: SequenceStore) -> None:
+    assert store.deletions(0) == (0, [])
+    changes: list[Change] = [("ann", event(1)), ("bob", event(1)), ("ann", None), ("cid", None), ("bob", None)]
+    store.apply(0, 0, 5, changes, 1.0)
+    assert store.deletions(0) == (2, ["ann", "bob"])
+    assert store.deletions(1) == (2, ["bob"])
+    assert store.deletions(2) == (2, [])
+    store.apply(0, 5, 7, [("ann", event(2)), ("ann", None)], 1.0)
+    assert store.deletions(2) == (3, ["ann"])
+
+
+def test_too_many_deletions_to_remember_are_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streaming.stores.lmdb._DELETIONS", 3)
+    store = LmdbSequenceStore(tmp_path / "sequences", LIMIT, STRIDE, map_gib=0.1)
+    for i in range(5):
+        store.apply(0, 2 * i, 2 * i + 2, [(f"user-{i}", event(1)), (f"user-{i}", None)], 1.0)
+    assert store.deletions(1) == (5, None)
+    assert store.deletions(2) == (5, ["user-2", "user-3", "user-4"])
+    store.close()
+
+
 def test_as_of_is_the_least_of_all_partitions_and_never_falls_back(store: SequenceStore) -> None:
     assert store.as_of() is None
     store.apply(0, 0, 1, [], 10.0)

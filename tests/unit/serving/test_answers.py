@@ -55,6 +55,34 @@ def test_each_user_of_a_batch_gets_the_list_they_get_alone(bundle, answerer):
     assert len({tuple(items(answer)) for answer in together}) > len(USERS) // 2, "different histories, different lists"
 
 
+def test_a_new_event_changes_the_list_and_nothing_is_encoded_twice(bundle, store, answerer):
+    ((before,), _) = answerer.answer(bundle, [ask("user-2")], [])
+    later = small_history(1, seed=77).events()[0]._replace(event_id="later", timestamp=time.time())
+    store.apply(0, store.offset(0), store.offset(0) + 1, [("user-2", later)], as_of=time.time())
+    ((query,), (for_event,)) = answerer.answer(bundle, [ask("user-2", k=7)], ["user-2"])
+    assert items(query) == items(for_event) != items(before)
+    assert query.sequence.last_event_id == "later"
+    assert (answerer.states.report.hits, answerer.states.report.misses) == (2, 1)
+    unkept = Answerer(store, GenerationConfig(max_k=50), ServingSettings(states_mib=0))
+    ((alone,), _) = unkept.answer(bundle, [ask("user-2", k=7)], [])
+    assert items(alone) == items(query)
+    assert unkept.states.report.users == 0
+
+
+def test_a_rehearsal_leaves_no_trace(bundle, answerer):
+    answerer.rehearse(bundle, [ask("user-2"), ask("nobody")])
+    assert answerer.states.report.users == 0
+
+
+def test_nothing_is_kept_of_a_deleted_user(bundle, store, answerer):
+    answerer.answer(bundle, [ask("user-2"), ask("user-3")], [])
+    store.apply(0, store.offset(0), store.offset(0) + 1, [("user-2", None)], as_of=time.time())
+    answerer.forget_deleted()
+    assert answerer.states.report.users == 1
+    ((answer,), _) = answerer.answer(bundle, [ask("user-2")], [])
+    assert answer.source == "popular"
+
+
 def test_an_answer_says_what_it_was_made_of(bundle, answerer):
     (query,), (for_event,) = answerer.answer(bundle, [ask("user-3", surface="search")], ["user-3"])
     assert (query.trigger, for_event.trigger) == ("query", "event")

@@ -106,6 +106,7 @@ def status(**fields):
     recommender = {
         "staleness_ms": 12.5, "queries_answered": 3, "lists_generated": 4, "waiting_queries": 0,
         "waiting_users": 1, "swaps": 2, "refused": {"v000009": "hash"},
+        "states": {"users": 3, "bytes": 4096, "budget_bytes": 8192, "hits": 7, "misses": 3, "evictions": 0},
     }  # fmt: skip
     ingestor = {"applied": 10, "duplicates": 1, "dead_letters": 2, "lag": 5}
     parts = {"recommenders": [recommender, recommender], "ingestors": [ingestor, ingestor]} | fields
@@ -120,6 +121,7 @@ def test_every_metric_has_a_value_and_a_meaning():
         assert f"# HELP {name} {meaning}" in text
     assert values["pinrec_events_applied"] == 20, "over all replicas"
     assert values["pinrec_models_refused"] == 2
+    assert values["pinrec_states_hits"] == 14
     assert values["pinrec_staleness_ms"] == 12.5
 
 
