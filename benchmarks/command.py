@@ -10,18 +10,20 @@ import shutil
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from benchmarks import freshness, ingest, queries
+from benchmarks import freshness, generation, index, ingest, queries
 from benchmarks.application import Application
 from benchmarks.report import write_report
 from benchmarks.result import ROOT, BenchmarkError, Result
+from serving.stack import Progress
 from serving.terminal import Steps, console, errors, stoppable
 
 T = TypeVar("T")
 
-IDS: Final = ("P5", "P1", "P4")
+IDS: Final = ("P2", "P3", "P8", "P5", "P1", "P4")
 """In the order they run."""
 RESULTS: Final = ROOT / "benchmarks" / "results" / "performance"
 _QUICK_RESULTS: Final = ROOT / ".pinrec" / "benchmarks-quick"
@@ -66,8 +68,17 @@ def _measures(ids: list[str], work: Path, quick: bool, rate: float) -> Generator
     progress = Steps()
     with ExitStack() as stack:
         stack.callback(progress.pause)
-        if "P5" in ids:
-            yield _attempt(lambda: ingest.measure(work / "P5", quick, progress))
+        alone: dict[str, Callable[[Path, bool, Progress], Result]] = {
+            "P2": generation.measure_new_event,
+            "P3": generation.measure_many_embeddings,
+            "P8": index.measure,
+            "P5": ingest.measure,
+        }
+        for name in ids:
+            if name in alone:
+                folder = work / name
+                folder.mkdir()
+                yield _attempt(partial(alone[name], folder, quick, progress))
         live = [i for i in ids if i in ("P1", "P4")]
         if not live:
             return

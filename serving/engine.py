@@ -20,6 +20,7 @@ from serving.config import AppSettings
 from serving.live import LiveBundle
 from serving.problems import Problem
 from serving.scheduler import Scheduler
+from streaming.process import keep_freed_memory
 from streaming.publisher import EventPublisher
 from streaming.schema import EventCodec, Recommendation
 from streaming.stores.lmdb import LmdbSequenceStore
@@ -27,6 +28,7 @@ from streaming.stores.lmdb import LmdbSequenceStore
 log = logging.getLogger(__name__)
 
 _FORGET_S: Final = 0.5
+_KEPT_BYTES: Final = 256 << 20
 
 NO_MODEL = Problem(
     503, "no model is live yet; the trainer publishes the first one when it has seen enough events", retry_after_s=5
@@ -42,6 +44,7 @@ class Engine:
     """
 
     def __init__(self, settings: AppSettings, replica: int) -> None:
+        keep_freed_memory(_KEPT_BYTES)
         torch.set_num_threads(settings.serving.threads)
         use_threads(settings.serving.threads)
         self._settings, self._replica = settings, replica

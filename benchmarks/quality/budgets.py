@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.quality.budgets_record import FOLDER, BudgetRun, Shares, budgets, packed_targets
-from benchmarks.quality.process import keep_freed_memory, use_all_cores
+from benchmarks.quality.process import use_all_cores
 from benchmarks.quality.record import RESULTS, pack_bits, read_run, run_name
 from benchmarks.quality.run import Prepared, Wanted
 from benchmarks.result import ROOT, BenchmarkError, machine
@@ -28,6 +28,7 @@ from pinrec.generation import embed
 from pinrec.measures import BATCH, K
 from pinrec.protocols import Cases
 from pinrec.retrieval import retrieve
+from streaming.process import keep_freed_memory
 
 MODEL: Final = "pinrec"
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from benchmarks.quality.models import MODELS
-from benchmarks.quality.process import keep_freed_memory, use_all_cores
+from benchmarks.quality.process import use_all_cores
 from benchmarks.quality.record import PROTOCOLS, RESULTS, read_run
 from benchmarks.result import ROOT, BenchmarkError
+from streaming.process import keep_freed_memory
 
 if TYPE_CHECKING:
     from benchmarks.quality.run import Prepared

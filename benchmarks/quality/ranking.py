@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.quality.models import MODELS
-from benchmarks.quality.process import keep_freed_memory, use_all_cores
+from benchmarks.quality.process import use_all_cores
 from benchmarks.quality.ranking_record import FOLDER, MODEL, Compared, Cost, RankingRun, Time
 from benchmarks.quality.record import means
 from benchmarks.quality.run import Prepared, Wanted
@@ -35,6 +35,7 @@ from pinrec.history import ROW, History
 from pinrec.measures import BATCH, K, measure, paired_bootstrap
 from pinrec.protocols import Cases, Split
 from pinrec.requests import GenerationRequest
+from streaming.process import keep_freed_memory
 
 DEPTHS: Final = (1, 10)
 CANDIDATES: Final = 100
