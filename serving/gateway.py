@@ -15,6 +15,7 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from serving import problems
+from serving.affinity import near, partition_of
 from serving.api import Accepted, Models, RecommendationRequest, Status, UserHistory
 from serving.config import AppSettings
 from serving.limits import LimitBody
@@ -76,6 +77,7 @@ class Gateway:
         self._settings = settings
         self._recommender, self._ingestor, self._trainer = recommender, ingestor, trainer
         self._codec = EventCodec(settings.vocabulary, settings.ingest.max_future_s)
+        self._near_handles: dict[int, DeploymentHandle[Any]] = {}
         self._publisher: EventPublisher | None = None
         self._connecting = Lock()
         self._publishing = ThreadPoolExecutor(4, "publish")
@@ -94,7 +96,8 @@ class Gateway:
         Raises:
             Problem: the request cannot be answered.
         """
-        answer = await self._asked("recommend", request)
+        partition = partition_of(request.user_id, self._settings.kafka.partitions)
+        answer = await self._asked("recommend", request, at=self._near(partition))
         assert isinstance(answer, Recommendation)
         return answer
 
@@ -209,11 +212,22 @@ class Gateway:
     def check_health(self) -> None:
         """Nothing to check: a gateway keeps no state."""
 
-    async def _asked(self, method: str, *args: Any) -> Any:
-        """What a Recommender replica answers; the Problem it returns is raised."""
+    def _near(self, partition: int) -> DeploymentHandle[Any]:
+        # A handle is not made for nothing; there are as many as partitions.
+        handle = self._near_handles.get(partition)
+        if handle is None:
+            handle = self._near_handles[partition] = near(self._recommender, partition)
+        return handle
+
+    async def _asked(self, method: str, *args: Any, at: DeploymentHandle[Any] | None = None) -> Any:
+        """What a Recommender replica answers; the Problem it returns is raised.
+
+        Args:
+            at: the handle of the replica to ask; None = any.
+        """
         try:
             async with asyncio.timeout(_PATIENCE_S):
-                answer = await getattr(self._recommender, method).remote(*args)
+                answer = await getattr(at or self._recommender, method).remote(*args)
         except BackPressureError:
             raise Problem(503, "all replicas are busy; try again shortly", retry_after_s=1) from None
         except (TimeoutError, RayActorError):

@@ -1,16 +1,25 @@
 """The Recommender deployment: one engine in a replica."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray import serve
+from ray.serve.config import RequestRouterConfig
 
+from serving.affinity import ROUTER
 from serving.api import Models, RecommendationRequest, UserHistory
 from serving.config import AppSettings
 from serving.problems import Problem
 from streaming.schema import Recommendation
 
 
-@serve.deployment
+class Generated(NamedTuple):
+    """How many lists were made, and how many replicas there are to ask."""
+
+    lists: int
+    replicas: int
+
+
+@serve.deployment(request_router_config=RequestRouterConfig(request_router_class=ROUTER))  # type: ignore[arg-type]  # a name will do
 class Recommender:
     """Hands each call to the engine. A refusal is returned, not raised, so that it crosses the handle as it is."""
 
@@ -24,9 +33,9 @@ class Recommender:
         """A list."""
         return await self._engine.recommend(request)
 
-    async def generate(self, user_ids: list[str]) -> int:
+    async def generate(self, user_ids: list[str]) -> Generated:
         """Make and publish new lists for users with new events; returns when Kafka has them."""
-        return await self._engine.generate(user_ids)
+        return Generated(await self._engine.generate(user_ids), serve.get_replica_context().world_size)
 
     async def user(self, user_id: str) -> UserHistory | Problem:
         """The history of a user."""

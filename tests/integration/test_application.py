@@ -357,6 +357,28 @@ def test_a_corrupt_version_is_refused_by_name_and_the_old_one_goes_on(app):
     eventually(lambda: not app.client.status().degraded, otherwise=app.client.status)
 
 
+def meets_its_users_at_one_replica(app):
+    """Events and queries of a user find the keys and values that one replica keeps; none keeps them twice."""
+    users = [f"met-{i}" for i in range(16)]
+    for user in users:
+        app.publish(user, "item-1")
+    eventually(lambda: app.received(lambda r: r.user_id == users[-1]) and all(map(app.history, users)))
+
+    def misses():
+        return sum(replica["states"]["misses"] for replica in app.client.status().recommenders)
+
+    for user in users:
+        app.client.recommend(user)
+    before = misses()
+    for _ in range(5):
+        for user in users:
+            app.client.recommend(user)
+    kept = [replica["states"]["hits"] for replica in app.client.status().recommenders]
+    # Queries of other users go on; each is encoded anew at most once.
+    assert misses() - before <= 3
+    assert min(kept) > 0, "both have users of their own"
+
+
 def test_replicas_are_added_while_requests_are_answered_and_nothing_is_lost(app):
     users = [f"scaled-{i}" for i in range(12)]
     published = {user: [] for user in users}
@@ -386,6 +408,7 @@ def test_replicas_are_added_while_requests_are_answered_and_nothing_is_lost(app)
         assert len(status.recommenders) == 2
         shared = [set(ingestor["partitions"]) for ingestor in status.ingestors]
         assert sorted(int(partition) for partitions in shared for partition in partitions) == [0, 1, 2, 3]
+        meets_its_users_at_one_replica(app)
         served = len(querying.answers)
         eventually(lambda: publishing.failures or querying.failures or len(querying.answers) > served + 50)
     assert publishing.failures == querying.failures == []
