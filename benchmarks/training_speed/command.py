@@ -1,6 +1,6 @@
 """`python -m benchmarks.training_speed`: how fast PinRec trains beside RecBole's SASRec, in one run on one CPU.
 
-python -m benchmarks.training_speed --data ../data/ml1m            # some ten minutes on a quiet machine of two cores
+python -m benchmarks.training_speed --data ../data/ml1m            # some five minutes on a quiet machine of two cores
 python -m benchmarks.training_speed --data ../data/ml1m --quick    # is it in order? quick figures are kept apart
 """
 
