@@ -2,8 +2,9 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from benchmarks.quality.budgets_record import FOLDER as BUDGETS
@@ -17,7 +18,10 @@ from benchmarks.quality.ranking_record import FOLDER, RankingRun, read_rankings
 from benchmarks.quality.ranking_report import ranking_section
 from benchmarks.quality.record import RESULTS, Run, read_runs
 from benchmarks.quality.words import DATA, NAMES, of_model
-from benchmarks.result import ROOT, BenchmarkError
+from benchmarks.result import ROOT, BenchmarkError, Result
+from benchmarks.training_speed.record import FOLDER as SPEEDS
+from benchmarks.training_speed.record import read_speeds
+from benchmarks.training_speed.report import training_speed_section
 
 DOCUMENT: Final = ROOT / "docs" / "quality.md"
 PLOTS: Final = DOCUMENT.parent / "plots"
@@ -98,11 +102,17 @@ def write_report(results: Path) -> Path:
     PLOTS.mkdir(parents=True, exist_ok=True)
     for name in plots_of(runs, budgets):
         _draw(runs, budgets, name, PLOTS / f"{name}.svg")
-    DOCUMENT.write_text(render(runs, read_rankings(results / FOLDER.name), budgets))
+    rankings, speeds = read_rankings(results / FOLDER.name), read_speeds(results / SPEEDS.name)
+    DOCUMENT.write_text(render(runs, rankings, budgets, speeds))
     return DOCUMENT
 
 
-def render(runs: Sequence[Run], rankings: Sequence[RankingRun] = (), budgets: Sequence[BudgetRun] = ()) -> str:
+def render(
+    runs: Sequence[Run],
+    rankings: Sequence[RankingRun] = (),
+    budgets: Sequence[BudgetRun] = (),
+    speeds: Mapping[str, Result] = MappingProxyType({}),
+) -> str:
     """The document."""
     plots = plots_of(runs, budgets)
     parts = [_HEAD, "## Leave-one-out\n"]
@@ -117,6 +127,7 @@ def render(runs: Sequence[Run], rankings: Sequence[RankingRun] = (), budgets: Se
     parts += budgets_section(budgets, {d: line[0] for d, line in swept.items() if line})
     parts += ablations(_of(runs, "kuairand_pure", "disjoint"))
     parts += ranking_section(rankings)
+    parts += training_speed_section(speeds)
     return "\n".join([*parts, *_machines(runs), ""])
 
 

@@ -10,6 +10,8 @@ from benchmarks.quality.ranking_record import FOLDER, read_rankings
 from benchmarks.quality.record import RESULTS, Epoch, Run, packed_users, read_runs
 from benchmarks.quality.report import DOCUMENT, PLOTS, plots_of, render, write_report
 from benchmarks.result import BenchmarkError, Machine
+from benchmarks.training_speed.record import FOLDER as SPEEDS
+from benchmarks.training_speed.record import read_speeds
 from pinrec.measures import PerUser
 from pinrec.protocols import Cases
 
@@ -67,7 +69,7 @@ def row(text, start, section=""):
 def test_document_is_what_the_results_give():
     runs = read_runs(RESULTS)
     budgets = read_budgets(BUDGETS)
-    expected = render(runs, read_rankings(FOLDER), budgets)
+    expected = render(runs, read_rankings(FOLDER), budgets, read_speeds(SPEEDS))
     assert DOCUMENT.read_text() == expected, "run `python -m benchmarks.quality.report`"
     assert all((PLOTS / f"{name}.svg").exists() for name in plots_of(runs, budgets))
 
