@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
-from benchmarks.quality.process import keep_freed_memory
+from streaming.process import keep_freed_memory
 
 Job = dict[str, Any]
 Training = Callable[[int], dict[str, float]]
