@@ -142,9 +142,10 @@ class Manifest(Frozen):
     files: dict[FileName, FileEntry] = Field(default_factory=dict)
     checksum: Annotated[str, Field(description="sha256 of this manifest without this field")] = ""
 
-    def digest(self) -> str:
-        """What `checksum` must be."""
-        return hashlib.sha256(self.model_dump_json(exclude={"checksum"}).encode()).hexdigest()
+    def sealed(self) -> str:
+        """As JSON, with its checksum."""
+        raw = self.model_dump(mode="json", exclude={"checksum"})
+        return json.dumps(raw | {"checksum": _checksum(raw)}, separators=(",", ":"))
 
     @classmethod
     def parse(cls, text: bytes) -> "Manifest":
@@ -161,9 +162,14 @@ class Manifest(Frozen):
             manifest = cls.model_validate(raw)
         except (ValidationError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise BundleError("format", f"{MANIFEST} cannot be read: {error}") from None
-        if manifest.checksum != manifest.digest():
+        # Of what was written, not of what this program makes of it: a setting that came later has its default here.
+        if manifest.checksum != _checksum({name: value for name, value in raw.items() if name != "checksum"}):
             raise BundleError("hash", f"{MANIFEST} is not as it was written")
         return manifest
+
+
+def _checksum(raw: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,8 +290,7 @@ class Bundle:
             self._write_files(aside, learner)
             files = {path.name: _entry(path) for path in sorted(aside.iterdir())}
             manifest = self.manifest.model_copy(update={"version": version, "files": files})
-            manifest = manifest.model_copy(update={"checksum": manifest.digest()})
-            (aside / MANIFEST).write_text(manifest.model_dump_json())
+            (aside / MANIFEST).write_text(manifest.sealed())
             for path in (*aside.iterdir(), aside):
                 _sync(path)
             loaded = Bundle.load(aside)

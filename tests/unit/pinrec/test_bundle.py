@@ -1,4 +1,5 @@
 import copy
+import hashlib
 import json
 import re
 import shutil
@@ -57,9 +58,7 @@ def sign_again(folder: Path, **changes) -> None:
     """Make hashes and checksum fit what is in the folder: damage that only the later checks can see."""
     manifest = Manifest.model_validate(json.loads((folder / MANIFEST).read_text()))
     files = {name: _entry(folder / name) for name in manifest.files}
-    manifest = manifest.model_copy(update={"files": files, **changes})
-    manifest = manifest.model_copy(update={"checksum": manifest.digest()})
-    (folder / MANIFEST).write_text(manifest.model_dump_json())
+    (folder / MANIFEST).write_text(manifest.model_copy(update={"files": files, **changes}).sealed())
 
 
 def save_table(folder: Path, table: np.ndarray) -> None:
@@ -190,9 +189,17 @@ def test_a_missing_file_is_refused(folder, name):
 def test_a_manifest_that_leaves_a_file_out_is_refused(folder):
     manifest = Manifest.parse((folder / MANIFEST).read_bytes())
     files = {name: entry for name, entry in manifest.files.items() if name != "table.npy"}
-    manifest = manifest.model_copy(update={"files": files})
-    (folder / MANIFEST).write_text(manifest.model_copy(update={"checksum": manifest.digest()}).model_dump_json())
+    (folder / MANIFEST).write_text(manifest.model_copy(update={"files": files}).sealed())
     assert refused(folder) == "missing"
+
+
+def test_a_bundle_written_before_a_setting_was_there_still_loads(folder):
+    raw = json.loads((folder / MANIFEST).read_text())
+    assert raw["config"].pop("ranking") is False
+    del raw["checksum"]
+    raw["checksum"] = hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
+    (folder / MANIFEST).write_text(json.dumps(raw))
+    assert Bundle.load(folder).config.ranking is False
 
 
 @pytest.mark.parametrize("found", [0, 1, "2", None])
