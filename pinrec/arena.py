@@ -37,7 +37,8 @@ class Arena:
         # second dimension, so that a gathered cache is one contiguous run for each layer and head, and is converted
         # as such: five times as fast as turning it round. One block more is nobody's: room to grow is made of it.
         self._memory_2YHNPK = torch.zeros(2, layers, heads, self.blocks + 1, POSITIONS, width, dtype=dtype)
-        self._free = list(range(self.blocks - 1, -1, -1))
+        self._free: list[int] = []
+        self.reset()
 
     def fits(self, config: ModelConfig) -> bool:
         """Whether models of this shape can use it."""
@@ -56,6 +57,10 @@ class Arena:
     def give(self, blocks: list[int]) -> None:
         """Take back blocks whose holder no longer needs them."""
         self._free.extend(blocks)
+
+    def reset(self) -> None:
+        """Take back all blocks, whoever holds them."""
+        self._free = list(range(self.blocks - 1, -1, -1))
 
     def gather(self, held: list[list[int]], length_B: Tensor, room: int) -> KVCache:
         """A cache (float32, a copy) of the rows that hold these blocks, with `room` free positions behind each.

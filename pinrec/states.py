@@ -78,11 +78,20 @@ class UserStates:
 
     def clear(self) -> None:
         """Drop what is kept of everybody."""
-        self.forget(list(self._states))
+        self._states.clear()
+        if self._arena is not None:
+            self._arena.reset()
 
     @torch.inference_mode()
     def __call__(self, bundle: "Bundle", requests: Sequence[GenerationRequest], /) -> list[Part]:
-        """See `Encoder`."""
+        """See `Encoder`. Whatever is raised, nothing is kept that was half made."""
+        try:
+            return self._encoded(bundle, requests)
+        except BaseException:
+            self.clear()
+            raise
+
+    def _encoded(self, bundle: "Bundle", requests: Sequence[GenerationRequest]) -> list[Part]:
         arena = self._arena_for(bundle)
         requests = _consistent(requests)
         windows = [window_length(bundle, request) for request in requests]

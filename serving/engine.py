@@ -171,6 +171,7 @@ class Engine:
             "staleness_ms": staleness_ms,
             "queries_answered": self._answered,
             "lists_generated": self._generated,
+            "lists_given_up": self._scheduler.given_up,
             "batches": self._batches,
             "waiting_queries": queries,
             "waiting_users": users,

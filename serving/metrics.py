@@ -19,6 +19,7 @@ METRICS: Final[dict[str, str]] = {
     "pinrec_lag_events": "events in Kafka that are not applied yet, all partitions",
     "pinrec_queries_answered": "queries answered since start, all replicas",
     "pinrec_lists_generated": "lists made for new events since start, all replicas",
+    "pinrec_lists_given_up": "lists for new events that could not be made since start, all replicas; the log says why",
     "pinrec_waiting_queries": "queries that wait, all replicas",
     "pinrec_waiting_users": "users with new events that wait, all replicas",
     "pinrec_states_users": "users whose keys and values are kept, all replicas",
@@ -44,6 +45,7 @@ def render(status: Status) -> str:
         "pinrec_lag_events": _sum(status.ingestors, "lag"),
         "pinrec_queries_answered": _sum(status.recommenders, "queries_answered"),
         "pinrec_lists_generated": _sum(status.recommenders, "lists_generated"),
+        "pinrec_lists_given_up": _sum(status.recommenders, "lists_given_up"),
         "pinrec_waiting_queries": _sum(status.recommenders, "waiting_queries"),
         "pinrec_waiting_users": _sum(status.recommenders, "waiting_users"),
         **{

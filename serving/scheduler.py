@@ -1,6 +1,7 @@
 """Who is generated for next: batches formed by what waits, queries before events, latest wins."""
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -8,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
 from serving.problems import Problem
+
+log = logging.getLogger(__name__)
 
 Query = TypeVar("Query")
 Answer = TypeVar("Answer")
@@ -28,7 +31,8 @@ class Scheduler(Generic[Query, Answer]):
 
     While a batch is worked on, what arrives waits and makes the next one: no fixed delay, and
     batches grow by themselves under load. A user whose next event arrives while one waits is
-    generated for once.
+    generated for once. A batch that fails is worked on in halves: one user whose history cannot be read or generated
+    for takes no other's list. It is given up where others succeed, and counted (`given_up`).
 
     Args:
         work: one batch: (queries, user ids with new events) -> (answers to the queries, lists for
@@ -53,6 +57,7 @@ class Scheduler(Generic[Query, Answer]):
         self._events: OrderedDict[str, asyncio.Future[None]] = OrderedDict()
         self._something = asyncio.Event()
         self._publishing: set[asyncio.Task[None]] = set()
+        self.given_up = 0
 
     async def query(self, query: Query) -> Answer:
         """The answer to a query.
@@ -81,7 +86,7 @@ class Scheduler(Generic[Query, Answer]):
         return len(self._queries), len(self._events)
 
     async def run(self) -> None:
-        """Work for ever; a failing batch fails its own callers only."""
+        """Work for ever; a failure is the caller's whose query or user it is."""
         while True:
             await self._something.wait()
             queries = self._take_queries()
@@ -111,11 +116,35 @@ class Scheduler(Generic[Query, Answer]):
         return taken
 
     async def _batch(self, queries: list[_Waiting[Query, Answer]], users: dict[str, "asyncio.Future[None]"]) -> None:
+        failures = await self._attempt(queries, users)
+        everything = len(failures) == len(queries) + len(users)
+        for of, error in failures:
+            if everything or isinstance(of, _Waiting):
+                # Whoever asked for lists asks again; where nothing can be made, that is all there is to do.
+                _fail([of.answer if isinstance(of, _Waiting) else users[of]], error)
+            else:
+                # Asked for again, it would fail again, and keep from their lists all who are asked for with it.
+                log.error("no list for user %r: %s: %s", of[:200], type(error).__name__, error)
+                self.given_up += 1
+                if not users[of].done():
+                    users[of].set_result(None)
+
+    async def _attempt(
+        self, queries: list[_Waiting[Query, Answer]], users: dict[str, "asyncio.Future[None]"]
+    ) -> list[tuple[_Waiting[Query, Answer] | str, Exception]]:
+        """Work on a batch; where that fails, on its halves, until what is at fault stands alone. Returns those."""
         try:
             answers, lists = await self._work([w.query for w in queries], list(users))
-        except Exception as error:  # the callers get it; the loop must go on
-            _fail([*(w.answer for w in queries), *users.values()], error)
-            return
+        except Exception as error:  # the loop must go on
+            members: list[_Waiting[Query, Answer] | str] = [*queries, *users]
+            if len(members) == 1:
+                return [(members[0], error)]
+            failures = []
+            for half in (members[: len(members) // 2], members[len(members) // 2 :]):
+                failures += await self._attempt(
+                    [m for m in half if isinstance(m, _Waiting)], {m: users[m] for m in half if isinstance(m, str)}
+                )
+            return failures
         for waiting, answer in zip(queries, answers, strict=True):
             if not waiting.answer.done():
                 waiting.answer.set_result(answer)
@@ -123,6 +152,7 @@ class Scheduler(Generic[Query, Answer]):
             task = asyncio.create_task(self._deliver(lists, list(users.values())))
             self._publishing.add(task)
             task.add_done_callback(self._delivered)
+        return []
 
     async def _deliver(self, lists: list[Answer], futures: list["asyncio.Future[None]"]) -> None:
         try:

@@ -17,6 +17,7 @@ class Bench:
         self.may_publish = asyncio.Event()
         self.may_publish.set()
         self.work_faults = []
+        self.poison = set()
         self.publish_faults = []
         self.scheduler = Scheduler(self._work, self._publish, max_batch, max_queue, deadline_s)
 
@@ -25,6 +26,8 @@ class Bench:
         await self.may_work.wait()
         if self.work_faults:
             raise self.work_faults.pop()
+        if self.poison & {*queries, *users}:
+            raise ValueError("this history cannot be read")
         return [f"answer to {query}" for query in queries], [f"list for {user}" for user in users]
 
     async def _publish(self, lists):
@@ -177,6 +180,37 @@ def test_while_kafka_is_slow_events_wait_and_queries_go_on():
         bench.may_publish.set()
         await asyncio.gather(*futures)
         assert len(bench.published) == MAX_PUBLISHING + 3
+
+    Bench()(scenario)
+
+
+def test_who_cannot_be_generated_for_takes_nobody_elses_list():
+    async def scenario(bench):
+        bench.poison = {"bad query", "bad user"}
+        queries = bench.ask("a", "bad query")
+        events = [bench.scheduler.event(user) for user in ("u", "bad user")]
+        answers = await asyncio.gather(*queries, *events, return_exceptions=True)
+        assert answers[0] == "answer to a"
+        assert isinstance(answers[1], ValueError)
+        assert bench.published == ["list for u"]
+        # Its caller is told that it is done: asked for again and again, it would hold up everybody's.
+        assert answers[2:] == [None, None]
+        assert bench.scheduler.given_up == 1
+
+    Bench()(scenario)
+
+
+def test_where_nothing_can_be_made_callers_are_told_to_ask_again():
+    async def scenario(bench):
+        bench.poison = {"a", "u", "v"}
+        answers = await asyncio.gather(
+            *bench.ask("a"), bench.scheduler.event("u"), bench.scheduler.event("v"), return_exceptions=True
+        )
+        assert [type(answer) for answer in answers] == [ValueError] * 3
+        assert bench.scheduler.given_up == 0
+        bench.poison = set()
+        await bench.scheduler.event("u")
+        assert bench.published == ["list for u"]
 
     Bench()(scenario)
 
