@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmarks.quality.budgets_record import FOLDER
+from benchmarks.quality.budgets_record import FOLDER as BUDGETS_FOLDER
 from benchmarks.quality.budgets_record import MODEL as BUDGETS
 from benchmarks.quality.models import MODELS
+from benchmarks.quality.ranking_record import FOLDER as RANKING_FOLDER
+from benchmarks.quality.ranking_record import MODEL as RANKING
 from benchmarks.quality.record import run_name
 
 FOLDS: Final = {"kuairand_pure": 5, "ml1m": 10}
@@ -19,6 +21,8 @@ ABLATIONS: Final = (
     "no_time", "e1", "e4", "e16",
 )  # fmt: skip
 ABLATED_FOLDS: Final = (0, 1)
+_OF_THEIR_OWN: Final = {BUDGETS: ("budgets", BUDGETS_FOLDER.name), RANKING: ("ranking", RANKING_FOLDER.name)}
+"""Module and folder of what is measured beside the table of models."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +43,18 @@ class Planned:
     @property
     def file(self) -> Path:
         """Where its JSON lies in the folder of results."""
-        return Path(FOLDER.name if self.model == BUDGETS else "", f"{self.name}.json")
+        _, folder = _OF_THEIR_OWN.get(self.model, ("", ""))
+        return Path(folder, f"{self.name}.json")
 
     @property
     def module(self) -> str:
         """The command that takes it."""
-        return "benchmarks.quality" + (f".{BUDGETS}" if self.model == BUDGETS else "")
+        module, _ = _OF_THEIR_OWN.get(self.model, ("", ""))
+        return "benchmarks.quality" + (f".{module}" if module else "")
 
     def arguments(self, data: Path) -> list[str]:
         """Those of its command; that of budgets finds the rest in the run whose model it takes."""
-        if self.model == BUDGETS:
+        if self.model in _OF_THEIR_OWN:
             return ["--data", str(data / self.dataset), "--seed", str(self.seed), "--fold", str(self.fold)]
         arguments = [
             "--data", str(data / self.dataset), "--protocol", self.protocol, "--model", self.model,
@@ -74,10 +80,11 @@ def plan() -> list[Planned]:
         *_folds(range(5), ("tiger",)),
         *(Planned("ml1m", "disjoint", model, fold=0) for model in (*METHOD, BUDGETS, *BASELINES)),
         *_folds(ABLATED_FOLDS, ABLATIONS),
+        *_folds((0,), (RANKING,)),
         *(Planned(data, "loo", "pinrec", seed) for seed in (1, 2) for data in ("ml1m", "amazon_beauty")),
         *(Planned("ml1m", "disjoint", model, seed, 0) for seed in (1, 2) for model in (*METHOD, BUDGETS, *BASELINES)),
     )
-    return [planned for planned in dict.fromkeys(everything) if planned.model in (*MODELS, BUDGETS)]
+    return [planned for planned in dict.fromkeys(everything) if planned.model in (*MODELS, *_OF_THEIR_OWN)]
 
 
 def _folds(folds: range | tuple[int, ...], models: tuple[str, ...]) -> Iterator[Planned]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from benchmarks.quality.models import MODELS
 from benchmarks.quality.process import use_all_cores
 from benchmarks.quality.ranking_record import FOLDER, MODEL, Compared, Cost, RankingRun, Time
-from benchmarks.quality.record import means
+from benchmarks.quality.record import RESULTS, means
 from benchmarks.quality.run import Prepared, Wanted
 from benchmarks.result import ROOT, machine, summary
 from pinrec.bundle import Bundle
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
         machine=machine(ROOT),
     )
     print(run.model_dump_json(include={"shown", "retrieved", "gains", "cost"}, indent=1))
-    print(run.write(options.out))
+    print(run.write(options.out / FOLDER.name))
     return 0
 
 
@@ -233,7 +233,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--fold", type=int, default=0, help="of the five, the one to test on (default: 0)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, help="in place of the model's own: a trial")
-    parser.add_argument("--out", type=Path, default=FOLDER, help=f"folder of the JSON ({FOLDER.relative_to(ROOT)})")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the runs' JSONs; its own goes to ranking/")
     return parser.parse_args(arguments)
 
 
