@@ -97,9 +97,9 @@ def test_the_command_leaves_one_json_with_gains_and_cost(tmp_path, monkeypatch, 
     monkeypatch.setattr(ranking, "_REPEAT_S", 0.0)
     monkeypatch.setattr(ranking, "REPEATS", 2)
     assert ranking.main(["--data", str(folder), "--fold", "1", "--seed", "3", "--out", str(tmp_path / "out")]) == 0
-    path = tmp_path / "out" / "tiny-disjoint-pinrec_ranking-seed3-fold1.json"
+    path = tmp_path / "out" / "ranking" / "tiny-disjoint-pinrec_ranking-seed3-fold1.json"
     assert str(path) in capsys.readouterr().out
-    (run,) = read_rankings(tmp_path / "out")
+    (run,) = read_rankings(path.parent)
     gain = run.gains["shown ndcg@10"]
     assert (gain.before, gain.after) == (run.shown["retrieval"], run.shown["head"])
     assert gain.low <= gain.after - gain.before <= gain.high
