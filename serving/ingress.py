@@ -1,7 +1,7 @@
 """What takes HTTP in front of the Gateway: HAProxy, where it can run, or Ray Serve's own proxy.
 
-HAProxy costs a third of the CPU time, but Ray Serve leaves it open and slow to stop; what is set here
-mends that, together with `serving/haproxy.py`. All of it are variables that Ray's processes read when they start.
+HAProxy costs a fraction of the CPU time, but Ray Serve leaves it open and slow to stop. What is set here mends that,
+together with `serving/haproxy.py`: variables that Ray's processes read when they start.
 `RAY_SERVE_ENABLE_HA_PROXY=0` in the environment chooses Ray Serve's own proxy.
 
 `python -m serving.ingress` prints the variables for who starts Ray without `pinrec`.
@@ -26,12 +26,13 @@ _LONGEST_SOCKET: Final = 97
 """Bytes that HAProxy takes for the path of a socket."""
 _NODE_ID: Final = 56
 
-
 _HOW: Final = {
     # Ray's own counts of requests: a line from HAProxy to a Python process for each of them.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # One thread passes on more than the replicas of one machine answer.
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    # The Gateway's code in the loop that reads its sockets: a query saves two turns of another thread.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     # A Gateway that is to stop waits this long for HAProxy to leave it out (30 s unless set), and an HAProxy that was
     # replaced ends after this long at most (120 s), whatever still hangs on it: longer than any answer takes.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
