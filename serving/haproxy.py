@@ -18,7 +18,7 @@ SECTIONS: Final = ("global", "defaults", "frontend", "backend", "listen")
 NOT_NEEDED: Final = ("frontend prometheus", "listen stats")
 """Nothing of Ray reads them: it asks the admin socket."""
 MAY_LISTEN: Final = ("frontend http_frontend", "frontend grpc_frontend")
-"""At the host and port of the deploy file's `http_options`."""
+"""Once each, at the host of the deploy file's `http_options`."""
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -36,7 +36,7 @@ def close(config: str) -> str:
     Raises:
         UnknownConfigError: it holds what this function does not know.
     """
-    kept, section, sockets = [], "", 0
+    kept, section, sockets, bound = [], "", 0, set()
     for number, line in enumerate(config.splitlines(), 1):
         words = line.split()
         word = words[0] if words else ""
@@ -46,8 +46,10 @@ def close(config: str) -> str:
             raise UnknownConfigError(f"line {number}: {word!r} begins a section that is not known")
         if section in NOT_NEEDED or (section, word) == ("global", "log"):
             continue
-        if word == "bind" and section not in MAY_LISTEN:
-            raise UnknownConfigError(f"line {number}: '{section}' would listen at {' '.join(words[1:])}")
+        if word == "bind":
+            if section not in MAY_LISTEN or section in bound:
+                raise UnknownConfigError(f"line {number}: '{section}' would listen at {' '.join(words[1:])}")
+            bound.add(section)
         if words[:2] == ["stats", "socket"]:
             if words[2][:1] != "/" or words[3:4] != ["mode"] or len(words) < 5:
                 raise UnknownConfigError(f"line {number}: an admin socket that is not known: {line.strip()}")

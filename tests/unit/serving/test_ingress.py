@@ -71,7 +71,8 @@ def test_what_ray_serve_writes_is_closed_and_still_a_configuration(config):
     [
         ("listen stats\n", "listen more\n  bind :9999\nlisten stats\n", "'listen more' would listen at"),
         ("frontend prometheus\n", "frontend numbers\n", "'frontend numbers' would listen at :9101"),
-        ("backend default_backend\n", "backend that\n    bind :9999\n", "'backend that' would listen"),
+        ("\nbackend default_backend\n", "\nbackend that\n    bind :9999\n", "'backend that' would listen"),
+        ("\nbackend default_backend\n", "\n    bind :9999\nbackend that\n", "'frontend http_frontend' would listen at"),
         ("listen stats\n", "peers others\n    peer here *:1024\nlisten stats\n", "'peers' begins a section"),
         ("stats socket /", "stats socket ipv4@0.0.0.0:9999 #", "an admin socket that is not known"),
         ("stats socket /", "stats socket /tmp/other user nobody level admin #", "an admin socket that is not known"),
