@@ -25,7 +25,7 @@ sys.stdin.read()
 """
 
 
-def test_nothing_is_left_when_the_command_is_killed(tmp_path):
+def test_no_haproxy_is_left_when_the_command_is_killed(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -37,9 +37,10 @@ def test_nothing_is_left_when_the_command_is_killed(tmp_path):
     try:
         assert command.stdout.readline() == "it runs\n"
         children = psutil.Process(command.pid).children(recursive=True)
-        assert "haproxy" in {child.name() for child in children}
+        proxies = [child for child in children if child.name() == "haproxy"]
+        assert proxies
         command.send_signal(signal.SIGKILL)
-        _, alive = psutil.wait_procs(children, timeout=60)
+        _, alive = psutil.wait_procs(proxies, timeout=60)
         assert not alive
     finally:
         command.kill()
