@@ -164,6 +164,7 @@ class LocalCluster:
         Raises:
             DeployError: it did not come up, with Serve's own message.
         """
+        from ray.exceptions import RayError
         from ray.serve._private.api import serve_start  # what `serve run FILE` itself calls
         from ray.serve.schema import ServeDeploySchema
 
@@ -171,7 +172,10 @@ class LocalCluster:
             schema = ServeDeploySchema.model_validate(file.config)
         except ValidationError as error:
             raise DeployError(f"deploy file: {first_problem(error)}") from None
-        client = serve_start(http_options=schema.http_options.model_dump(), proxy_location=schema.proxy_location)
+        try:
+            client = serve_start(http_options=schema.http_options.model_dump(), proxy_location=schema.proxy_location)
+        except (TimeoutError, RayError) as error:
+            raise DeployError(f"the HTTP proxy did not start: {str(error).strip().splitlines()[-1]}") from error
         client.deploy_apps(schema)
         if self._started:
             self._note(file)

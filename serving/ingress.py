@@ -31,6 +31,8 @@ _HOW: Final = {
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # One thread passes on more than the replicas of one machine answer.
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    # Until then Ray throws it away and begins anew (after 5 s unless set, which a busy machine does not keep).
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     # The Gateway's code in the loop that reads its sockets: a query saves two turns of another thread.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     # A Gateway that is to stop waits this long for HAProxy to leave it out (30 s unless set), and an HAProxy that was
