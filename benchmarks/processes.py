@@ -37,7 +37,7 @@ def part_of(title: str) -> str:
     """
     if replica := _REPLICA.search(title):
         return replica[1].lower()
-    if "ray::ProxyActor" in title or "haproxy" in title:
+    if "ray::ProxyActor" in title or "haproxy" in title.lower():
         return "http_proxy"
     return "broker" if "kafka.Kafka" in title else "rest_of_ray"
 

@@ -15,8 +15,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from serving import ingress
 from serving.config import AppSettings
+from serving.ingress import HAProxy, NoHAProxyError
 from streaming.schema import first_problem
+
+log = logging.getLogger(__name__)
 
 APP: str = "pinrec"
 _ADDRESS_FILE = "cluster.json"
@@ -79,6 +83,11 @@ class DeployFile:
         return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
 
     @property
+    def route_prefix(self) -> str:
+        """What stands before every path of the HTTP API."""
+        return str(self._application.get("route_prefix") or "").rstrip("/")
+
+    @property
     def _application(self) -> dict[str, Any]:
         application: dict[str, Any] = next(a for a in self.config["applications"] if a["name"] == APP)
         return application
@@ -102,6 +111,7 @@ class LocalCluster:
     def __init__(self, root: Path) -> None:
         self._file = root / _ADDRESS_FILE
         self._started = False
+        self._haproxy: HAProxy | None = None
 
     def start(self) -> None:
         """Start Ray in child processes of this one."""
@@ -113,14 +123,16 @@ class LocalCluster:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         import ray
 
-        ray.init(
-            address="local",
-            namespace="serve",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
-        )
+        self._haproxy = _haproxy()
+        with self._haproxy.told() if self._haproxy else contextlib.nullcontext():
+            ray.init(
+                address="local",
+                namespace="serve",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _node_ip_address="127.0.0.1",
+            )
         self._started = True
 
     def attach(self) -> str | None:
@@ -152,6 +164,7 @@ class LocalCluster:
         Raises:
             DeployError: it did not come up, with Serve's own message.
         """
+        from ray.exceptions import RayError
         from ray.serve._private.api import serve_start  # what `serve run FILE` itself calls
         from ray.serve.schema import ServeDeploySchema
 
@@ -159,16 +172,24 @@ class LocalCluster:
             schema = ServeDeploySchema.model_validate(file.config)
         except ValidationError as error:
             raise DeployError(f"deploy file: {first_problem(error)}") from None
-        client = serve_start(http_options=schema.http_options.model_dump(), proxy_location=schema.proxy_location)
+        try:
+            client = serve_start(http_options=schema.http_options.model_dump(), proxy_location=schema.proxy_location)
+        except (TimeoutError, RayError) as error:
+            raise DeployError(f"the HTTP proxy did not start: {str(error).strip().splitlines()[-1]}") from error
         client.deploy_apps(schema)
         if self._started:
             self._note(file)
-        self._wait(timeout_s, waiting)
+        self._wait(file, timeout_s, waiting)
 
     def stop(self) -> None:
         """Stop what `start` started."""
-        if not self._started:
-            return
+        if self._started:
+            self._stop()
+        if self._haproxy is not None:
+            self._haproxy.remove()
+            self._haproxy = None
+
+    def _stop(self) -> None:
         import ray
         from ray import serve
 
@@ -186,17 +207,19 @@ class LocalCluster:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._file.write_text(json.dumps(noted))
 
-    def _wait(self, timeout_s: float, waiting: Callable[[str], None] | None) -> None:
+    def _wait(self, file: DeployFile, timeout_s: float, waiting: Callable[[str], None] | None) -> None:
         from ray import serve
 
         deadline = time.monotonic() + timeout_s
         while True:
             app = serve.status().applications.get(APP)
             state = app.status if app else "NOT_STARTED"
-            if state == "RUNNING":
+            if state == "RUNNING" and _answers(f"{file.url}{file.route_prefix}/healthz"):
                 return
             if state in {"DEPLOY_FAILED", "UNHEALTHY"} or time.monotonic() > deadline:
                 messages = [d.message for d in app.deployments.values() if d.message] if app else []
+                if state == "RUNNING":
+                    raise DeployError(f"the application runs, but {file.url} does not answer after {timeout_s:g} s")
                 raise DeployError(
                     f"the application is {state} after {timeout_s:g} s at most: "
                     f"{' | '.join([app.message, *messages] if app else messages)[-2000:]}"
@@ -207,6 +230,26 @@ class LocalCluster:
                 )
                 waiting(f"{running} of {len(app.deployments) if app else 0} deployments run")
             time.sleep(0.1)
+
+
+def _haproxy() -> HAProxy | None:
+    if not ingress.wanted():
+        return None
+    try:
+        return HAProxy()
+    except NoHAProxyError as error:
+        log.warning("HAProxy is not used (%s): Ray Serve's own proxy answers fewer queries a second", error)
+        return None
+
+
+def _answers(url: str) -> bool:
+    """Whether HTTP reaches the application: the proxy learns of a replica some time after it runs."""
+    import httpx
+
+    try:
+        return httpx.get(url, timeout=5).is_success
+    except httpx.TransportError:
+        return False
 
 
 def _within(seconds: float, work: Callable[[], None]) -> None:

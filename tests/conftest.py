@@ -8,6 +8,8 @@ import pytest
 
 # Before torch or FAISS is imported: their thread pools spin against each other, and tiny tests take ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# As `pinrec` does before Ray is imported, so that Ray listens on loopback.
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 from streaming.broker import LocalBroker
 from streaming.config import KafkaSettings

@@ -90,10 +90,14 @@ def test_the_loop_closes_and_a_second_demo_starts_where_the_first_ended(deploy: 
         assert first_line.rsplit("model ", 1)[1].strip() >= last  # and so is its model
         children = psutil.Process(second.pid).children(recursive=True)
         assert len(children) > 5
+        haproxy, *_ = (child for child in children if child.name() == "haproxy")
+        folder = Path(haproxy.cmdline()[haproxy.cmdline().index("-f") + 1]).parents[1]
+        assert folder.is_dir()
         second.send_signal(signal.SIGINT)
         assert second.wait(timeout=90) == 0, log.read_text()[-3000:]
         _, alive = psutil.wait_procs(children, timeout=20)
         assert not alive
+        assert not folder.exists()
         assert bystander.poll() is None
     finally:
         second.kill()

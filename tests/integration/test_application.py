@@ -3,7 +3,10 @@
 import json
 import subprocess
 import sys
+from ipaddress import ip_address
+from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from ray import serve
@@ -220,6 +223,31 @@ def test_the_api_describes_itself_and_its_state(app):
     assert status.users >= 20
     assert (len(status.recommenders), len(status.ingestors)) == (1, 1)
     assert status.trainer["version"]
+
+
+def test_all_listens_on_loopback_but_the_port_of_each_replica_for_the_others(app):
+    listening = [
+        (process.name(), connection.laddr)
+        for process in psutil.Process().children(recursive=True)
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    _, port = app.file.http
+    assert [name for name, at in listening if at.port == port] == ["haproxy"]
+    local = {at for _, at in listening if ip_address(at.ip.removeprefix("::ffff:")).is_loopback}
+    beyond = [name for name, at in listening if at not in local]
+    assert len(beyond) == len(set(beyond)) == 4, "one of each deployment"
+    assert all(name.startswith("ray::ServeReplica:pinrec:") for name in beyond), beyond
+
+
+def test_the_admin_socket_of_haproxy_is_its_owners(app):
+    running = (process for process in psutil.Process().children(recursive=True) if process.name() == "haproxy")
+    haproxy = max(running, key=psutil.Process.create_time)  # one that was replaced may still end
+    folder = Path(haproxy.cmdline()[haproxy.cmdline().index("-f") + 1]).parents[1]
+    assert folder.stat().st_mode & 0o077 == 0
+    sockets = [path for path in folder.rglob("*") if path.is_socket()]
+    assert sockets
+    assert all(path.stat().st_mode & 0o077 == 0 for path in sockets)
 
 
 EVENT = {"user_id": "u1", "item_id": "item-1", "action": "click", "surface": "home", "timestamp": 1_760_000_000}
