@@ -19,6 +19,8 @@ _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 _CHUNKED: Final = re.compile(rb"\r\ntransfer-encoding: *chunked\r\n", re.IGNORECASE)
 _LAST_CHUNK: Final = b"\r\n0\r\n\r\n"
 _SILENT_S: Final = 15.0
+_REOPENED: Final = 4
+"""Times that each connection may be closed between two answers; the request is sent again, its clock runs on."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Answered:
 @dataclass
 class _Connection:
     socket: socket.socket
+    request: bytes = b""
     sent_at: float = 0.0
     received: bytearray = field(default_factory=bytearray)
 
@@ -72,13 +75,11 @@ def run(load: HttpLoad) -> Answered:
     requests = [_request(load, body) for body in load.bodies]
     selector = selectors.DefaultSelector()
     latencies: list[float] = []
-    body, answers = b"", 0
+    body, answers, again = b"", 0, 0
     try:
         for _ in range(load.connections):
-            connected = socket.create_connection((load.host, load.port), timeout=_SILENT_S)
-            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection = _Connection(connected)
-            selector.register(connected, selectors.EVENT_READ, connection)
+            connection = _Connection(_connected(load))
+            selector.register(connection.socket, selectors.EVENT_READ, connection)
             _send(connection, rng.choice(requests))
         counted_from = time.perf_counter() + load.warm_up_s
         until = counted_from + load.seconds
@@ -91,7 +92,18 @@ def run(load: HttpLoad) -> Answered:
                 raise BenchmarkError(f"{load.path} was silent for {_SILENT_S:g} s")
             for key, _ in readable:
                 connection = key.data
-                answer = _receive(connection)
+                try:
+                    answer = _receive(connection)
+                except _ClosedError:
+                    again += 1
+                    if again > _REOPENED * load.connections:
+                        raise BenchmarkError("the server closes connections that are to be kept") from None
+                    selector.unregister(connection.socket)
+                    connection.socket.close()
+                    connection.socket = _connected(load)
+                    selector.register(connection.socket, selectors.EVENT_READ, connection)
+                    connection.socket.sendall(connection.request)
+                    continue
                 if answer is None:
                     continue
                 now, body = time.perf_counter(), answer
@@ -107,6 +119,16 @@ def run(load: HttpLoad) -> Answered:
     return Answered(load.seconds, share, body, answers, latencies)
 
 
+class _ClosedError(Exception):
+    """A kept connection was closed between two answers, as a proxy does when it takes a new configuration."""
+
+
+def _connected(load: HttpLoad) -> socket.socket:
+    connected = socket.create_connection((load.host, load.port), timeout=_SILENT_S)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connected
+
+
 def _request(load: HttpLoad, body: bytes) -> bytes:
     head = (
         f"POST {load.path} HTTP/1.1\r\nHost: {load.host}:{load.port}\r\nContent-Type: application/json\r\n"
@@ -117,16 +139,21 @@ def _request(load: HttpLoad, body: bytes) -> bytes:
 
 def _send(connection: _Connection, request: bytes) -> None:
     connection.received.clear()
-    connection.sent_at = time.perf_counter()
+    connection.request, connection.sent_at = request, time.perf_counter()
     connection.socket.sendall(request)  # far smaller than a socket's buffer, so it never waits
 
 
 def _receive(connection: _Connection) -> bytes | None:
     """The body of the answer; None while it is not complete."""
-    part = connection.socket.recv(65_536)
-    if not part:
-        raise BenchmarkError("the server closed a connection that was to be kept")
+    try:
+        part = connection.socket.recv(65_536)
+    except ConnectionResetError:
+        part = b""
     received = connection.received
+    if not part:
+        if received:
+            raise BenchmarkError("the server closed a connection in the middle of an answer")
+        raise _ClosedError
     received += part
     head_ends = received.find(b"\r\n\r\n")
     if head_ends < 0:
