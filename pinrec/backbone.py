@@ -6,8 +6,6 @@ Positions are indices in the window and enter only as rotary angles (Su et al. 2
 differences and nothing else; a history that grows at its end leaves all earlier keys and values as they are.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -53,28 +51,6 @@ class KVCache:
         assert length_B.shape == self.length_B.shape
         assert bool((length_B <= self.length_B).all())
         self.length_B = length_B.clone()
-
-    def rows(self, index_R: Tensor) -> "KVCache":
-        """A copy of some rows (in that order, repeats allowed), trimmed to the longest of them."""
-        length_R = self.length_B[index_R]
-        end = int(length_R.max()) if len(length_R) else 0
-        return KVCache(self.key[:, index_R, :, :end], self.value[:, index_R, :, :end], length_R)
-
-    @classmethod
-    def cat(cls, caches: Sequence["KVCache"], room: int = 0) -> "KVCache":
-        """One cache of all the rows, with `room` free positions behind the longest."""
-        length_B = torch.cat([cache.length_B for cache in caches])
-        capacity = int(length_B.max()) + room
-        layers, _, heads, _, width = caches[0].key.shape
-        key = torch.zeros(layers, len(length_B), heads, capacity, width, dtype=caches[0].key.dtype)
-        value = torch.zeros_like(key)
-        at = 0
-        for cache in caches:
-            rows, end = len(cache.length_B), min(cache.capacity, capacity)
-            key[:, at : at + rows, :, :end] = cache.key[:, :, :, :end]
-            value[:, at : at + rows, :, :end] = cache.value[:, :, :, :end]
-            at += rows
-        return cls(key, value, length_B)
 
 
 class Rotary(nn.Module):

@@ -3,7 +3,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pinrec.backbone import KVCache
 from pinrec.config import ModelConfig, Vocabulary
 from pinrec.model import PinRecModel
 
@@ -60,17 +59,6 @@ def test_rewinding_undoes_decode_steps(model):
     model.decode(torch.randn(2, CONFIG.width), cache)
     cache.rewind(length)
     torch.testing.assert_close(model.decode(token, cache), expected)
-
-
-@torch.no_grad()
-def test_caches_of_single_users_joined_decode_like_the_batch(model):
-    x, length = torch.randn(3, 7, CONFIG.width), torch.tensor([7, 1, 4])
-    _, batch = model.prefill(x, length)
-    singles = [batch.rows(torch.tensor([b])) for b in (2, 0, 1)]
-    assert [single.capacity for single in singles] == [4, 7, 1]
-    token = torch.randn(3, CONFIG.width)
-    joined = model.decode(token[[2, 0, 1]], KVCache.cat(singles, room=1))
-    torch.testing.assert_close(joined, model.decode(token, batch)[[2, 0, 1]])
 
 
 @settings(max_examples=30, deadline=None)
