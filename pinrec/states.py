@@ -64,6 +64,7 @@ class UserStates:
         self._made_by: Bundle | None = None
         self._states: OrderedDict[str, _State] = OrderedDict()
         self._hits = self._misses = self._evictions = 0
+        self._successor: UserStates | None = None
 
     @property
     def report(self) -> StatesReport:
@@ -71,16 +72,35 @@ class UserStates:
         held = 0 if self._arena is None else (self._arena.blocks - self._arena.free) * self._arena.block_bytes
         return StatesReport(len(self._states), held, self._budget, self._hits, self._misses, self._evictions)
 
+    @property
+    def recent(self) -> list[str]:
+        """Users of whom something is kept, the most recently used first."""
+        return list(reversed(self._states))
+
+    def hand_over_to(self, successor: "UserStates") -> None:
+        """Go on with what `successor` keeps as soon as its bundle is asked for; from here on it is this object's.
+
+        Whom this object has met last stays longest there as well. Until the bundle changes both take their memory.
+        """
+        for user_id in [user_id for user_id in self._states if user_id in successor._states]:
+            successor._states.move_to_end(user_id)
+        self._successor = successor
+
     def forget(self, user_ids: Iterable[str]) -> None:
         """Drop what is kept of these users."""
-        for user_id in user_ids:
+        gone = list(user_ids)
+        for user_id in gone:
             self._drop(user_id)
+        if self._successor is not None:
+            self._successor.forget(gone)
 
     def clear(self) -> None:
         """Drop what is kept of everybody."""
         self._states.clear()
         if self._arena is not None:
             self._arena.reset()
+        if self._successor is not None:
+            self._successor.clear()
 
     @torch.inference_mode()
     def __call__(self, bundle: "Bundle", requests: Sequence[GenerationRequest], /) -> list[Part]:
@@ -138,7 +158,11 @@ class UserStates:
 
     def _arena_for(self, bundle: "Bundle") -> Arena:
         if self._made_by is not bundle:
-            self.clear()
+            successor, self._successor = self._successor, None
+            if successor is not None and successor._made_by is bundle:
+                self._arena, self._states = successor._arena, successor._states
+            else:
+                self.clear()
             self._made_by = bundle
         if self._arena is None or not self._arena.fits(bundle.model.config):
             self._arena = Arena(bundle.model.config, self._budget, self._kept)

@@ -84,6 +84,14 @@ class Models(Message):
     versions: list[ModelVersion]
 
 
+class Ready(Message):
+    """A replica answers with a model."""
+
+    status: Literal["ready"] = "ready"
+    model_version: str
+    behind: Annotated[str | None, Field(description="why it goes on with an older model than it should")] = None
+
+
 class Status(Message):
     """How the application is, replica by replica."""
 

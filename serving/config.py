@@ -25,6 +25,13 @@ class ServingSettings(Frozen):
     states_dtype: Literal["bfloat16", "float32"] = Field(
         "bfloat16", description="what keys and values are rounded to and kept in; float32 takes twice the memory"
     )
+    handover_s: float = Field(
+        5.0,
+        ge=0,
+        description="before a new version goes live, for how long at most the histories of the most recently active "
+        "users are encoded with it; for that time their keys and values take memory twice. 0 = not at all",
+    )
+    handover_share: float = Field(0.5, gt=0, le=1, description="of one core, taken by that")
     admin_token_file: Path | None = Field(
         None, description="holds the token for deletions and model changes; none = <state.root>/admin-token"
     )

@@ -166,6 +166,7 @@ class Engine:
             "live_since": self._live.live_since,
             "swaps": self._live.swaps,
             "refused": self._live.refused,
+            "behind": self._live.trouble,
             "troubles": troubles,
             "users": known_users,
             "staleness_ms": staleness_ms,
@@ -208,6 +209,18 @@ class Engine:
         # Without a context a user nobody knows gets what is popular, and the model would stay cold.
         cold = RecommendationRequest(user_id="warm-up", context=Context(item_id=bundle.catalogue.item_ids[0]))
         self._answerer.rehearse(bundle, self._recent or [cold])
+        if self._live.bundle is None or not self._settings.serving.handover_s:
+            return
+        # The states belong to the worker's thread; what is made for the new version is nobody's until it is theirs.
+        recent = self._generator.submit(lambda: self._answerer.states.recent).result()
+        try:
+            ahead = self._answerer.encode_ahead(bundle, recent)
+        except (
+            Exception
+        ) as error:  # whatever the store raises: the version goes live, its users are encoded as they come
+            log.warning("users are not encoded ahead for %s: %s: %s", bundle.version, type(error).__name__, error)
+            return
+        self._generator.submit(self._answerer.hand_over, ahead).result()
 
     async def _work(
         self, queries: list[RecommendationRequest], users: list[str]

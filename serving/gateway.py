@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serving import problems
 from serving.affinity import near, partition_of
-from serving.api import Accepted, Models, RecommendationRequest, Status, UserHistory
+from serving.api import Accepted, Models, Ready, RecommendationRequest, Status, UserHistory
 from serving.config import AppSettings
 from serving.limits import LimitBody
 from serving.metrics import render
@@ -187,8 +187,8 @@ class Gateway:
         return {"status": "ok"}
 
     @api.get("/readyz", tags=["operate"])
-    async def readyz(self) -> dict[str, str]:
-        """A model is live.
+    async def readyz(self) -> Ready:
+        """A model is live; `behind` says why a replica goes on with an older one than it should.
 
         Raises:
             Problem: 503 when none is.
@@ -196,7 +196,7 @@ class Gateway:
         report = await self._asked("status")
         if report["model_version"] is None:
             raise Problem(503, "no model is live yet", retry_after_s=5)
-        return {"status": "ready", "model_version": report["model_version"]}
+        return Ready(model_version=report["model_version"], behind=report["behind"])
 
     @api.get("/metrics", tags=["operate"], response_class=PlainTextResponse)
     async def metrics(self) -> PlainTextResponse:

@@ -28,6 +28,7 @@ METRICS: Final[dict[str, str]] = {
     "pinrec_states_misses": "histories encoded anew since start, all replicas",
     "pinrec_states_evictions": "users dropped to make room since start, all replicas",
     "pinrec_model_swaps": "models gone live since start, all replicas",
+    "pinrec_replicas_behind": "replicas that cannot load the model they should serve and go on with an older one",
     "pinrec_models_refused": "models refused since start, all replicas",
 }
 
@@ -53,6 +54,7 @@ def render(status: Status) -> str:
             for name in ("users", "bytes", "hits", "misses", "evictions")
         },
         "pinrec_model_swaps": _sum(status.recommenders, "swaps"),
+        "pinrec_replicas_behind": sum(r["behind"] is not None for r in status.recommenders),
         "pinrec_models_refused": sum(len(r["refused"]) for r in status.recommenders),
     }
     registry = CollectorRegistry()

@@ -162,13 +162,16 @@ class Callers:
     def __init__(self, call: Callable[[int], Any], threads: int = 3) -> None:
         self._call, self._stop = call, threading.Event()
         self.answers: list[Any] = []
+        self.of: list[list[Any]] = [[] for _ in range(threads)]
+        """Each thread's own, in order."""
         self.failures: list[BaseException] = []
         self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(threads)]
 
     def _run(self, number: int) -> None:
         while not self._stop.is_set():
             try:
-                self.answers.append(self._call(number))
+                self.of[number].append(self._call(number))
+                self.answers.append(self.of[number][-1])
             except Exception as failure:
                 self.failures.append(failure)
                 return

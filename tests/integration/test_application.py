@@ -351,6 +351,7 @@ def test_versions_are_swapped_under_load_without_a_failed_request_or_a_mixed_ans
             eventually(lambda wanted=version: callers.failures or callers.answers[-1].model_version >= wanted, 60)
             live = {answer.model_version for answer in callers.answers}
         before = len(callers.answers)
+        forwards = [[answer.model_version for answer in answers] for answers in callers.of]
         app.client.activate(started_with)
         eventually(lambda: callers.failures or started_with in {a.model_version for a in callers.answers[before:]}, 60)
     assert callers.failures == []
@@ -360,6 +361,7 @@ def test_versions_are_swapped_under_load_without_a_failed_request_or_a_mixed_ans
         assert len(answer.items) == (10 if answer.trigger == "query" else app.settings.serving.event_k)
         assert {item.item_id: item.title for item in answer.items}.items() <= titles[answer.model_version].items()
     assert len({answer.model_version for answer in callers.answers}) >= 5
+    assert all(versions == sorted(versions) for versions in forwards), "no answer is older than the one before it"
     assert any("edition" in item.title for answer in callers.answers for item in answer.items)
 
 
@@ -380,6 +382,9 @@ def test_a_corrupt_version_is_refused_by_name_and_the_old_one_goes_on(app):
     status = eventually(refused, every_s=0.5, otherwise=app.client.status)
     assert status.recommenders[0]["refused"][version].startswith("hash: model.safetensors")
     assert status.ready
+    ready = app.http.get("/readyz").json()
+    assert (ready["status"], ready["behind"].partition(":")[0]) == ("ready", f"{version} refused")
+    assert "pinrec_replicas_behind 1.0" in app.http.get("/metrics").text
     assert app.client.recommend("past-1").model_version != version
     app.client.activate(before)
     eventually(lambda: not app.client.status().degraded, otherwise=app.client.status)

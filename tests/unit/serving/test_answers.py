@@ -182,3 +182,62 @@ def test_a_store_that_fails_is_answered_with_what_is_popular_and_marked_degraded
     assert (answer.source, answer.degraded) == ("popular", True)
     assert len(answer.items) == 5
     assert answerer.store_error
+
+
+def test_users_encoded_ahead_are_met_again_by_the_next_version(bundle, store, answerer):
+    answerer.answer(bundle, [], USERS)
+    following = small_bundle(seed=3)
+    answerer.hand_over(answerer.encode_ahead(following, answerer.states.recent))
+    before = answerer.states.report
+    assert before.users == len(USERS), "the version that serves loses nothing"
+    still, _ = answerer.answer(bundle, [ask(user) for user in USERS], [])
+    met, _ = answerer.answer(following, [ask(user) for user in USERS], [])
+    report = answerer.states.report
+    assert (report.hits - before.hits, report.misses - before.misses) == (2 * len(USERS), 0)
+    unkept = Answerer(store, GenerationConfig(max_k=50), ServingSettings(states_mib=0))
+    anew, _ = unkept.answer(following, [ask(user) for user in USERS], [])
+    assert [items(answer) for answer in met] == [items(answer) for answer in anew]
+    assert [items(answer) for answer in met] != [items(answer) for answer in still]
+
+
+def test_what_is_encoded_ahead_is_the_most_recent_and_ends_with_time_and_memory(bundle, store):
+    one_block = ServingSettings(states_mib=0, handover_s=60, handover_share=1)
+    answerer = Answerer(store, GenerationConfig(max_k=50), one_block)
+    assert answerer.encode_ahead(bundle, USERS).states.report.users == 0
+    no_time = Answerer(store, GenerationConfig(max_k=50), ServingSettings(handover_s=0))
+    assert no_time.encode_ahead(bundle, USERS).states.report.users == 0
+    answerer = Answerer(store, GenerationConfig(max_k=50), ServingSettings())
+    for user in ("user-3", "user-1", "user-2"):
+        answerer.answer(bundle, [ask(user)], [])
+    assert answerer.states.recent == ["user-2", "user-1", "user-3"]
+    following = small_bundle(seed=3)
+    answerer.hand_over(answerer.encode_ahead(following, ["nobody", *answerer.states.recent]))
+    answerer.answer(following, [ask("user-4")], [])
+    assert answerer.states.recent == ["user-4", "user-2", "user-1", "user-3"], "who was active last stays longest"
+
+
+def test_nothing_is_kept_of_a_user_deleted_while_others_are_encoded_ahead(bundle, store, answerer):
+    answerer.answer(bundle, [], USERS)
+    following = small_bundle(seed=3)
+
+    def delete(user):
+        store.apply(0, store.offset(0), store.offset(0) + 1, [(user, None)], as_of=time.time())
+
+    ahead = answerer.encode_ahead(following, answerer.states.recent)
+    delete("user-2")
+    answerer.hand_over(ahead)
+    delete("user-3")
+    answerer.forget_deleted()
+    answerer.answer(following, [], [])
+    answerer.answer(following, [ask("user-5")], [])
+    assert set(answerer.states.recent) == set(USERS) - {"user-2", "user-3"}
+
+
+def test_a_version_that_another_overtakes_leaves_nothing_behind(bundle, answerer):
+    answerer.answer(bundle, [], USERS)
+    overtaken, following = small_bundle(seed=3), small_bundle(seed=4)
+    answerer.hand_over(answerer.encode_ahead(overtaken, answerer.states.recent))
+    answerer.answer(following, [ask("user-1")], [])
+    assert answerer.states.recent == ["user-1"]
+    answerer.answer(overtaken, [ask("user-2")], [])
+    assert answerer.states.recent == ["user-2"], "what was encoded ahead is not kept for another day"

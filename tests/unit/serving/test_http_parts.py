@@ -105,7 +105,7 @@ def test_a_field_that_the_caller_made_up_is_sent_back_short():
 def status(**fields):
     recommender = {
         "staleness_ms": 12.5, "queries_answered": 3, "lists_generated": 4, "lists_given_up": 0, "waiting_queries": 0,
-        "waiting_users": 1, "swaps": 2, "refused": {"v000009": "hash"},
+        "waiting_users": 1, "swaps": 2, "refused": {"v000009": "hash"}, "behind": "v000009 refused: hash",
         "states": {"users": 3, "bytes": 4096, "budget_bytes": 8192, "hits": 7, "misses": 3, "evictions": 0},
     }  # fmt: skip
     ingestor = {"applied": 10, "duplicates": 1, "dead_letters": 2, "lag": 5}
