@@ -21,23 +21,27 @@ _QUICK: Final = TownConfig(inhabitants=100, items=200, past_events=3_000)
 
 
 class Application:
-    """Broker, town's past, Ray and a first model; no second model is trained while it is measured.
+    """Broker, town's past, Ray and a first model; no second model is trained while it is measured, unless asked for.
 
     Args:
         root: state folder, empty.
         quick: a small town and hardly a model.
         progress: told of each step.
+        town: instead of the usual ones.
+        interval_s: of the trainer.
     """
 
-    def __init__(self, root: Path, quick: bool, progress: Progress) -> None:
-        self.town = _QUICK if quick else _FULL
+    def __init__(
+        self, root: Path, quick: bool, progress: Progress, town: TownConfig | None = None, interval_s: float = _NEVER_S
+    ) -> None:
+        self.town = town or (_QUICK if quick else _FULL)
         self._progress = progress
         file = DeployFile.read(ROOT / "deploy" / "local.yaml")
         file.config.setdefault("http_options", {})["port"] = _free_port()
         file.override(
             state={"root": str(root)},
             kafka={"bootstrap": None, "local_port": 0},
-            trainer={"interval_s": _NEVER_S},
+            trainer={"interval_s": interval_s},
             training={"initial_steps": 20 if quick else 150},
         )
         self._stack = Stack(file, progress)
@@ -52,6 +56,11 @@ class Application:
     def http(self) -> tuple[str, int]:
         """(host, port) of the API."""
         return self._stack.file.http
+
+    @property
+    def url(self) -> str:
+        """Of the API."""
+        return self._stack.file.url
 
     def start(self) -> None:
         """Return when a model is live and no event waits.

@@ -2,6 +2,7 @@
 
 python -m benchmarks                      # all of them; some ten minutes on a quiet machine of two cores
 python -m benchmarks --only P5 --quick    # is it in order? half a minute; quick figures are kept apart
+python -m benchmarks --only P6 --minutes 60   # and P6b: an hour of swaps under load
 python -m benchmarks --report             # docs/performance.md again, from the JSONs
 """
 
@@ -14,17 +15,21 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from benchmarks import freshness, generation, index, ingest, queries
+from benchmarks import freshness, generation, index, ingest, queries, swaps
 from benchmarks.application import Application
 from benchmarks.report import write_report
 from benchmarks.result import ROOT, BenchmarkError, Result
 from serving.stack import Progress
 from serving.terminal import Steps, console, errors, stoppable
+from streaming.simulator import TownConfig
 
 T = TypeVar("T")
 
 IDS: Final = ("P2", "P3", "P8", "P5", "P1", "P4")
 """In the order they run."""
+LONG: Final = ("P6",)
+"""Taken only where they are asked for by name."""
+_MANY_ITEMS: Final = TownConfig(inhabitants=1_000, items=100_000, past_events=40_000)
 RESULTS: Final = ROOT / "benchmarks" / "results" / "performance"
 _QUICK_RESULTS: Final = ROOT / ".pinrec" / "benchmarks-quick"
 
@@ -49,9 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace, out: Path) -> bool:
     """Take the measures and write their JSONs; whether all went well."""
     out.mkdir(parents=True, exist_ok=True)
-    wanted = [i for i in IDS if i in (options.only or IDS)]
+    wanted = [i for i in (*IDS, *LONG) if i in (options.only or IDS)]
     well = True
-    with stoppable(), _work_folder() as work, closing(_measures(wanted, work, options.quick, options.rate)) as results:
+    with stoppable(), _work_folder() as work, closing(_measures(wanted, work, options)) as results:
         for result in results:
             if isinstance(result, Exception):
                 errors.print(f"failed: {type(result).__name__}: {result}", highlight=False, soft_wrap=True)
@@ -63,9 +68,9 @@ def _run(options: argparse.Namespace, out: Path) -> bool:
     return well
 
 
-def _measures(ids: list[str], work: Path, quick: bool, rate: float) -> Generator[Result | Exception, None, None]:
+def _measures(ids: list[str], work: Path, options: argparse.Namespace) -> Generator[Result | Exception, None, None]:
     """Each measure's result, or why there is none; one that fails leaves the others their turn."""
-    progress = Steps()
+    progress, quick = Steps(), bool(options.quick)
     with ExitStack() as stack:
         stack.callback(progress.pause)
         alone: dict[str, Callable[[Path, bool, Progress], Result]] = {
@@ -79,6 +84,8 @@ def _measures(ids: list[str], work: Path, quick: bool, rate: float) -> Generator
                 folder = work / name
                 folder.mkdir()
                 yield _attempt(partial(alone[name], folder, quick, progress))
+        if "P6" in ids:
+            yield from _swaps(work / "swaps", options, progress)
         live = [i for i in ids if i in ("P1", "P4")]
         if not live:
             return
@@ -89,9 +96,21 @@ def _measures(ids: list[str], work: Path, quick: bool, rate: float) -> Generator
             yield error
             return
         if "P1" in live:
-            yield _attempt(lambda: freshness.measure(application, quick, progress, rate))
+            yield _attempt(lambda: freshness.measure(application, quick, progress, options.rate))
         if "P4" in live:
             yield _attempt(lambda: queries.measure(application, quick, progress))
+
+
+def _swaps(folder: Path, options: argparse.Namespace, progress: Progress) -> Iterator[Result | Exception]:
+    """P6 and P6b, on an application of their own: its trainer publishes."""
+    interval_s, minutes = (10.0, 1.0) if options.quick else (60.0, options.minutes)
+    application = Application(folder, options.quick, progress, None if options.quick else _MANY_ITEMS, interval_s)
+    try:
+        error = _attempt(application.start)
+        taken = error or _attempt(lambda: swaps.measure(application, minutes, options.quick, progress))
+    finally:
+        application.stop()
+    yield from taken if isinstance(taken, list) else [taken]
 
 
 def _attempt(work: Callable[[], T]) -> T | Exception:
@@ -132,9 +151,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         description="Measure PinRec on this machine, each figure beside a baseline of the same run.",
         epilog="Example: python -m benchmarks --only P5 --quick",
     )
-    parser.add_argument("--only", action="append", choices=IDS, help="this measure; may be repeated")
+    parser.add_argument("--only", action="append", choices=(*IDS, *LONG), help="this measure; may be repeated")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works; changes no document")
     parser.add_argument("--rate", type=_rate, default=100.0, help="events a second of P1 (default: 100)")
+    parser.add_argument("--minutes", type=_minutes, default=60.0, help="how long P6 lasts (default: 60)")
     parser.add_argument("--out", type=Path, help=f"folder of the JSONs (default: {RESULTS.relative_to(ROOT)})")
     parser.add_argument("--report", action="store_true", help="only make docs/performance.md from the JSONs")
     return parser.parse_args(arguments)
@@ -145,3 +165,10 @@ def _rate(text: str) -> float:
     if not 0 < rate <= 10_000:
         raise argparse.ArgumentTypeError("must be more than 0 and at most 10,000 events a second")
     return rate
+
+
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not 1 <= minutes <= 24 * 60:
+        raise argparse.ArgumentTypeError("must be at least 1 minute and at most a day")
+    return minutes

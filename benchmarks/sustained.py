@@ -1,0 +1,149 @@
+"""Open-loop load of events and queries side by side, for minutes or hours. Runs in a process of its own."""
+
+import http.client
+import json
+import random
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from pinrec.config import Vocabulary
+from streaming.config import KafkaSettings
+from streaming.publisher import EventPublisher
+from streaming.schema import EventCodec, UserEvent
+
+CONNECTIONS: Final = 8
+_PATIENCE_S: Final = 15.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """What to publish and to ask, evenly spaced."""
+
+    kafka: KafkaSettings
+    host: str
+    port: int
+    user_ids: Sequence[str]
+    item_ids: Sequence[str]
+    events_per_s: float
+    queries_per_s: float
+    seconds: float
+    k: int = 20
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One query: when it was due (epoch s), how long the answer took from then, and which version made it."""
+
+    due: float
+    ms: float
+    version: str
+
+
+@dataclass
+class Sustained:
+    """What came of it."""
+
+    events: int = 0
+    asked: list[Asked] = field(default_factory=list)
+    """Answered queries, by the moment they were due."""
+    failures: list[str] = field(default_factory=list)
+    older: int = 0
+    """Answers from an older version than an earlier answer on the same connection, which waits for each."""
+
+
+def run(load: Load) -> Sustained:
+    """Publish and ask for so long; late queries count from when they were due, and none is left out.
+
+    Raises:
+        PublishError: Kafka did not take an event.
+    """
+    done, lock = Sustained(), threading.Lock()
+    began = time.time() + 0.2
+    threads = [
+        threading.Thread(target=_ask, args=(load, began, number, done, lock), daemon=True)
+        for number in range(CONNECTIONS)
+    ]
+    for thread in threads:
+        thread.start()
+    done.events = _publish(load, began)
+    for thread in threads:
+        thread.join()
+    done.asked.sort(key=lambda asked: asked.due)
+    return done
+
+
+def _publish(load: Load, began: float) -> int:
+    rng = random.Random(load.seed)
+    surfaces = Vocabulary().surfaces
+    count = round(load.events_per_s * load.seconds)
+    with EventPublisher(load.kafka, EventCodec(Vocabulary())) as publisher:
+        for i in range(count):
+            due = began + i / load.events_per_s
+            _until(due)
+            publisher.publish(
+                UserEvent(
+                    event_id=f"sustained-{load.seed}-{began:.0f}-{i:08d}",
+                    user_id=rng.choice(load.user_ids),
+                    item_id=rng.choice(load.item_ids),
+                    action=rng.choice(("impression", "click", "click", "save")),
+                    surface=rng.choice(surfaces),
+                    timestamp=due,
+                )
+            )
+        publisher.flush(timeout_s=60)
+    return count
+
+
+def _ask(load: Load, began: float, number: int, done: Sustained, lock: threading.Lock) -> None:
+    rng = random.Random(f"{load.seed} {number}")
+    connection = http.client.HTTPConnection(load.host, load.port, timeout=_PATIENCE_S)
+    headers = {"Content-Type": "application/json"}
+    newest = ""
+    for i in range(number, round(load.queries_per_s * load.seconds), CONNECTIONS):
+        due = began + i / load.queries_per_s
+        _until(due)
+        body = json.dumps({"user_id": rng.choice(load.user_ids), "k": load.k})
+        failure, version = None, ""
+        try:
+            status, content = _post(connection, body, headers)
+            if status == http.client.OK:
+                answer = json.loads(content)
+                version = answer["model_version"]
+                if len(answer["items"]) != load.k:
+                    failure = f"{len(answer['items'])} items instead of {load.k}"
+            else:
+                failure = f"{status}: {content[:200].decode(errors='replace')}"
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            failure = f"{type(error).__name__}: {error}"
+        with lock:
+            if failure:
+                done.failures.append(failure)
+            else:
+                done.asked.append(Asked(due, (time.time() - due) * 1e3, version))
+                done.older += version < newest
+        newest = max(newest, version)
+    connection.close()
+
+
+def _post(connection: http.client.HTTPConnection, body: str, headers: dict[str, str]) -> tuple[int, bytes]:
+    for again in (True, False):
+        try:
+            connection.request("POST", "/v1/recommendations", body, headers)
+            response = connection.getresponse()
+            return response.status, response.read()
+        except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
+            # A kept connection may be closed between two answers, as HAProxy does with a new configuration.
+            connection.close()
+            if not again:
+                raise
+    raise AssertionError
+
+
+def _until(due: float) -> None:
+    if (early := due - time.time()) > 0:
+        time.sleep(early)

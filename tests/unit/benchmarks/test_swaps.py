@@ -1,0 +1,70 @@
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks.result import BenchmarkError
+from benchmarks.sustained import Asked, Sustained
+from benchmarks.swaps import Watched, flips, results, swap_windows
+
+
+def asked(due, version, ms=10.0):
+    return Asked(due, ms, version)
+
+
+def test_a_flip_is_the_first_answer_of_a_version_whoever_asked_first():
+    queries = [asked(0, "v1"), asked(1, "v1"), asked(2, "v2", ms=5_000), asked(3, "v2"), asked(4, "v2")]
+    assert flips(queries) == {"v2": pytest.approx(3.01)}, "the one before it was due earlier and answered later"
+
+
+def test_a_swap_begins_with_the_publishing_that_made_the_version():
+    phases = [(float(t), "publishing" if t in (10, 11, 12, 30, 31) else "idle") for t in range(60)]
+    assert swap_windows({"v2": 14.0, "v3": 33.0}, phases) == [(10.0, 19.0), (30.0, 38.0)]
+    assert swap_windows({"v2": 5.0}, phases) == [(0.0, 10.0)], "nobody saw it publish"
+
+
+def application(tmp_path, interval_s=60.0, items=100_000):
+    return SimpleNamespace(
+        town=SimpleNamespace(inhabitants=10, items=items),
+        settings=SimpleNamespace(trainer=SimpleNamespace(interval_s=interval_s), state=SimpleNamespace(root=tmp_path)),
+        start_seconds=1.0,
+    )
+
+
+def a_run(during_ms=12.0, swaps=4, failures=(), older=0):
+    """A query every tenth of a second; each minute a new version, published for 4 s and live at the end of them."""
+    queries, phases = [], []
+    for tenth in range(swaps * 600 + 300):
+        t = tenth / 10
+        swapping = 40 <= t % 60 < 49
+        queries.append(asked(t, f"v{int((t + 16) // 60)}", during_ms if swapping else 10.0))
+        phases.append((t, "publishing" if 40 <= t % 60 < 44 else "idle"))
+    until = {f"v{n}": 60 * n - 16 - 50.0 for n in range(1, swaps + 1)}
+    return Sustained(100, queries, list(failures), older), Watched(phases, until)
+
+
+def test_swaps_are_compared_with_the_time_between_them(tmp_path):
+    p6, p6b = results(application(tmp_path), *a_run(), 5.0, False, 1.0)
+    assert (p6.value, p6.baseline, p6.ratio, p6.met) == (12.0, 10.0, 1.2, True)
+    assert (p6.details["swaps"], p6.details["failed"]) == (4, 0)
+    assert p6b.value == pytest.approx(50.0, abs=0.1)
+    assert p6b.met
+    slow, _ = results(application(tmp_path), *a_run(during_ms=13.0), 5.0, False, 1.0)
+    assert not slow.met
+
+
+@pytest.mark.parametrize("wrong", [{"failures": ["503: busy"]}, {"older": 1}])
+def test_one_failed_or_older_answer_misses_the_goal(tmp_path, wrong):
+    p6, _ = results(application(tmp_path), *a_run(**wrong), 5.0, False, 1.0)
+    assert not p6.met
+
+
+def test_the_age_counts_only_at_the_size_and_interval_of_the_goal(tmp_path):
+    assert not results(application(tmp_path, items=2_000), *a_run(), 5.0, False, 1.0)[1].met
+    assert not results(application(tmp_path, interval_s=10), *a_run(), 5.0, False, 1.0)[1].met
+
+
+def test_too_few_swaps_and_no_answers_are_no_measure(tmp_path):
+    with pytest.raises(BenchmarkError, match="2 versions went live"):
+        results(application(tmp_path), *a_run(swaps=2), 5.0, False, 1.0)
+    with pytest.raises(BenchmarkError, match="503: busy"):
+        results(application(tmp_path), Sustained(0, [], ["503: busy"]), Watched(), 5.0, False, 1.0)
