@@ -3,6 +3,7 @@
 python -m benchmarks                      # all of them; some ten minutes on a quiet machine of two cores
 python -m benchmarks --only P5 --quick    # is it in order? half a minute; quick figures are kept apart
 python -m benchmarks --only P6 --minutes 60   # and P6b: an hour of swaps under load
+python -m benchmarks --only P11 --minutes 20  # memory, lag and failures of 20 minutes
 python -m benchmarks --report             # docs/performance.md again, from the JSONs
 """
 
@@ -15,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from benchmarks import freshness, generation, index, ingest, queries, swaps
+from benchmarks import freshness, generation, index, ingest, queries, soak, swaps
 from benchmarks.application import Application
 from benchmarks.report import write_report
 from benchmarks.result import ROOT, BenchmarkError, Result
@@ -27,8 +28,9 @@ T = TypeVar("T")
 
 IDS: Final = ("P2", "P3", "P8", "P5", "P1", "P4")
 """In the order they run."""
-LONG: Final = ("P6",)
+LONG: Final = ("P6", "P11")
 """Taken only where they are asked for by name."""
+_MANY_USERS: Final = TownConfig(inhabitants=100_000, items=100_000, past_events=300_000)
 _MANY_ITEMS: Final = TownConfig(inhabitants=1_000, items=100_000, past_events=40_000)
 RESULTS: Final = ROOT / "benchmarks" / "results" / "performance"
 _QUICK_RESULTS: Final = ROOT / ".pinrec" / "benchmarks-quick"
@@ -85,7 +87,9 @@ def _measures(ids: list[str], work: Path, options: argparse.Namespace) -> Genera
                 folder.mkdir()
                 yield _attempt(partial(alone[name], folder, quick, progress))
         if "P6" in ids:
-            yield from _swaps(work / "swaps", options, progress)
+            yield from _alone(swaps.measure, work / "swaps", _MANY_ITEMS, options, progress)
+        if "P11" in ids:
+            yield from _alone(soak.measure, work / "soak", _MANY_USERS, options, progress)
         live = [i for i in ids if i in ("P1", "P4")]
         if not live:
             return
@@ -101,13 +105,19 @@ def _measures(ids: list[str], work: Path, options: argparse.Namespace) -> Genera
             yield _attempt(lambda: queries.measure(application, quick, progress))
 
 
-def _swaps(folder: Path, options: argparse.Namespace, progress: Progress) -> Iterator[Result | Exception]:
-    """P6 and P6b, on an application of their own: its trainer publishes."""
+def _alone(
+    measure: Callable[[Application, float, bool, Progress], Result | list[Result]],
+    folder: Path,
+    town: TownConfig,
+    options: argparse.Namespace,
+    progress: Progress,
+) -> Iterator[Result | Exception]:
+    """A long measure, on an application of its own whose trainer publishes."""
     interval_s, minutes = (10.0, 1.0) if options.quick else (60.0, options.minutes)
-    application = Application(folder, options.quick, progress, None if options.quick else _MANY_ITEMS, interval_s)
+    application = Application(folder, options.quick, progress, None if options.quick else town, interval_s)
     try:
         error = _attempt(application.start)
-        taken = error or _attempt(lambda: swaps.measure(application, minutes, options.quick, progress))
+        taken = error or _attempt(lambda: measure(application, minutes, options.quick, progress))
     finally:
         application.stop()
     yield from taken if isinstance(taken, list) else [taken]
@@ -154,7 +164,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=(*IDS, *LONG), help="this measure; may be repeated")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works; changes no document")
     parser.add_argument("--rate", type=_rate, default=100.0, help="events a second of P1 (default: 100)")
-    parser.add_argument("--minutes", type=_minutes, default=60.0, help="how long P6 lasts (default: 60)")
+    parser.add_argument("--minutes", type=_minutes, default=60.0, help="how long P6 and P11 last (default: 60)")
     parser.add_argument("--out", type=Path, help=f"folder of the JSONs (default: {RESULTS.relative_to(ROOT)})")
     parser.add_argument("--report", action="store_true", help="only make docs/performance.md from the JSONs")
     return parser.parse_args(arguments)

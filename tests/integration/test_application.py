@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -322,6 +323,32 @@ def test_paths_that_are_not_there_are_problems_too(app):
     ):
         answer = app.http.request(method, path)
         assert (answer.status_code, answer.headers["Content-Type"]) == (status, "application/problem+json"), path
+
+
+def test_a_minute_of_load_loses_and_refuses_nothing(app):
+    users = [f"minute-{i}" for i in range(30)]
+    published = dict.fromkeys(users, 0)
+    before = app.client.status()
+    until = time.monotonic() + 60
+
+    def load(number):
+        for user in users[number::3]:
+            app.publish(user, f"item-{published[user] % ITEMS}")
+            published[user] += 1
+        return app.client.recommend(users[number], k=10)
+
+    with Callers(load).calling() as callers:
+        eventually(lambda: callers.failures or time.monotonic() > until, 90, every_s=0.5)
+    assert callers.failures == []
+    assert all(len(answer.items) == 10 for answer in callers.answers)
+    eventually(lambda: [app.history(user).total for user in users] == list(published.values()), 60)
+    after = app.client.status()
+    assert after.ingestors[0]["dead_letters"] == before.ingestors[0]["dead_letters"]
+    assert after.ingestors[0]["applied"] - before.ingestors[0]["applied"] >= sum(published.values())
+    assert after.recommenders[0]["lists_given_up"] == before.recommenders[0]["lists_given_up"]
+    for user in users:
+        newest = app.history(user).events[-1].event_id
+        eventually(lambda newest=newest: app.received(lambda r: r.sequence.last_event_id == newest))
 
 
 def titles_by_version(app):
