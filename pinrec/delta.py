@@ -32,6 +32,7 @@ class Delta:
     Attributes:
         catalogue: the M new and changed items, as they are now.
         table: float32[M, D], their vectors by the bundle's own model: content and hashes of the id, nothing trained.
+        index: an exact one over `table`; None where there is nothing in it.
         base: int64[M], the bundle's row of the same item; -1 for a new one.
         gone: bool[N + 1], rows of the bundle that must not come back; the last stands for -1, which is no row.
         popularity: popular items as they are now, and the newest, those of the delta among them.
@@ -40,6 +41,7 @@ class Delta:
 
     catalogue: Catalogue
     table: NDArray[np.float32]
+    index: ItemIndex | None
     base: Rows
     gone: NDArray[np.bool_]
     popularity: Popularity
@@ -51,6 +53,7 @@ class Delta:
         nothing = cls(
             catalogue=Catalogue.of([], bundle.config),
             table=np.empty((0, bundle.config.width), np.float32),
+            index=None,
             base=np.empty(0, np.int64),
             gone=np.zeros(len(bundle.catalogue) + 1, np.bool_),
             popularity=bundle.popularity,
@@ -82,11 +85,7 @@ class Delta:
         wanted = wanted[np.argsort(self.catalogue.rows(fresh.hashes[wanted]) < 0, kind="stable")]
         taken = wanted[: max(0, most - len(kept))]
         added = fresh.take(taken)
-        table = bundle.model.item_table(added)
-        finite = np.isfinite(table).all(1)  # an embedding of numbers beyond all measure must not answer queries
-        if not finite.all():
-            taken, table = taken[finite], table[finite]
-            added = fresh.take(taken)
+        table = np.concatenate((self.table[kept], bundle.model.item_table(added)))
         gone = self.gone.copy()
         removed = np.fromiter((item is None for item in changes.values()), np.bool_, len(changes))
         gone[bundle.catalogue.rows(touched[removed])] = True
@@ -96,7 +95,8 @@ class Delta:
         changed = replace(
             self,
             catalogue=self.catalogue.take(kept).joined(added),
-            table=np.concatenate((self.table[kept], table)),
+            table=table,
+            index=ItemIndex.build(table) if len(table) else None,
             base=np.concatenate((self.base[kept], was[taken])),
             gone=gone,
             left_out=self.left_out + len(wanted) - len(taken),
@@ -115,11 +115,6 @@ class Delta:
     def empty(self) -> bool:
         """Whether the catalogue is as in the bundle."""
         return not len(self) and not self.gone.any()
-
-    @cached_property
-    def index(self) -> ItemIndex | None:
-        """An exact one over `table`; None where there is nothing in it."""
-        return ItemIndex.build(self.table) if len(self) else None
 
     def now(self, row: Rows) -> Rows:
         """Rows of the bundle as they are now: a changed item's is of the delta, a deleted one's is -1."""

@@ -25,6 +25,11 @@ class ServingSettings(Frozen):
     states_dtype: Literal["bfloat16", "float32"] = Field(
         "bfloat16", description="what keys and values are rounded to and kept in; float32 takes twice the memory"
     )
+    delta_items: int = Field(
+        10_000,
+        ge=0,
+        description="new and changed items that a replica answers with before a model version has them, at most",
+    )
     admin_token_file: Path | None = Field(
         None, description="holds the token for deletions and model changes; none = <state.root>/admin-token"
     )

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from pinrec.bundle import Bundle
 from pinrec.config import GenerationConfig, ModelConfig
@@ -15,6 +16,7 @@ from pinrec.history import History
 from pinrec.items import Catalogue, Item
 from pinrec.popularity import Popularity
 from pinrec.states import UserStates
+from streaming.schema import ItemUpdate
 from tests.small_bundle import CONFIG, NOW, TOPICS, request, small_bundle, small_history, small_items
 
 DEFAULT = GenerationConfig()
@@ -201,20 +203,15 @@ def test_what_it_was_before_an_update_stays_as_it_was(bundle):
     assert not before.gone.any()
 
 
-def test_an_embedding_beyond_all_measure_is_left_out_and_one_of_another_width_is_not_used():
-    config = ModelConfig(**(CONFIG.model_dump() | {"content_width": 4}))
-    bundle = small_bundle(config=config)
-    wide, short = (1.0, 0.0, 2.0, 1.0), (1.0, 2.0)
-    changes = {
-        "good": new_item(1, item_id="good", embedding=wide),
-        "vast": new_item(2, item_id="vast", embedding=(3e38, -3e38, 3e38, 3e38)),
-        "other": new_item(3, item_id="other", embedding=short),
-    }
+def test_an_embedding_of_another_width_is_not_used_and_none_of_a_size_that_may_be_sent_makes_nan():
+    bundle = small_bundle(config=ModelConfig(**(CONFIG.model_dump() | {"content_width": 4})))
+    embeddings = {"good": (1.0, 0.0, 2.0, 1.0), "vast": (1e9, -1e9, 1e9, 1e9), "other": (1.0, 2.0)}
+    changes = {name: new_item(0, item_id=name, embedding=embedding) for name, embedding in embeddings.items()}
     delta = Delta.of(bundle, changes, MOST)
-    assert np.isfinite(delta.table).all()
     assert np.linalg.norm(delta.table, axis=1) == pytest.approx(1, abs=1e-5)
-    assert delta.catalogue.has_content.tolist()[0]
-    assert not delta.catalogue.has_content[delta.catalogue.row("other")]
+    assert delta.catalogue.has_content.tolist() == [True, True, False]
+    with pytest.raises(ValidationError, match="embedding"):
+        ItemUpdate(item_id="beyond", embedding=(1e30,))
 
 
 def test_the_ranking_head_scores_new_items_as_a_bundle_made_anew_would():
