@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from benchmarks import freshness, generation, index, ingest, queries
+from benchmarks import catalogue, freshness, generation, index, ingest, queries
 from benchmarks.application import Application
 from benchmarks.report import write_report
 from benchmarks.result import ROOT, BenchmarkError, Result
@@ -23,7 +23,7 @@ from serving.terminal import Steps, console, errors, stoppable
 
 T = TypeVar("T")
 
-IDS: Final = ("P2", "P3", "P8", "P5", "P1", "P4")
+IDS: Final = ("P2", "P3", "P8", "P5", "P1", "P4", "P6c")
 """In the order they run."""
 RESULTS: Final = ROOT / "benchmarks" / "results" / "performance"
 _QUICK_RESULTS: Final = ROOT / ".pinrec" / "benchmarks-quick"
@@ -79,7 +79,7 @@ def _measures(ids: list[str], work: Path, quick: bool, rate: float) -> Generator
                 folder = work / name
                 folder.mkdir()
                 yield _attempt(partial(alone[name], folder, quick, progress))
-        live = [i for i in ids if i in ("P1", "P4")]
+        live = [i for i in ids if i in ("P1", "P4", "P6c")]
         if not live:
             return
         application = Application(work / "application", quick, progress)
@@ -92,6 +92,8 @@ def _measures(ids: list[str], work: Path, quick: bool, rate: float) -> Generator
             yield _attempt(lambda: freshness.measure(application, quick, progress, rate))
         if "P4" in live:
             yield _attempt(lambda: queries.measure(application, quick, progress))
+        if "P6c" in live:
+            yield _attempt(lambda: catalogue.measure(application, quick, progress))
 
 
 def _attempt(work: Callable[[], T]) -> T | Exception:

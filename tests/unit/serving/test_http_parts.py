@@ -165,3 +165,17 @@ def test_nobody_listening_is_one_sentence(caplog):
     ):
         client.recommend("u1")
     assert refused.value.status == 0
+
+
+def test_an_id_with_slashes_is_one_part_of_the_path():
+    asked = []
+
+    def answer(request):
+        asked.append(str(request.url))
+        return httpx.Response(200, json={"item_id": "a/b?c", "model_version": "v000001", "items": []})
+
+    client = PinRecClient("http://test")
+    client._http = httpx.Client(base_url="http://test", transport=httpx.MockTransport(answer))
+    with client:
+        assert client.similar("a/b?c", k=3, categories=["r&b", "jazz"]).item_id == "a/b?c"
+    assert asked == ["http://test/v1/items/a%2Fb%3Fc/similar?k=3&categories=r%26b&categories=jazz"]
