@@ -148,16 +148,21 @@ class View:
         return len(self.bundle.catalogue) + (0 if self.delta is None else len(self.delta))
 
     def search(self, q_QD: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], Rows]:
-        """(scores, rows) [Q, K], -1 where there is none; the best k of the bundle's rows, and of the delta's."""
+        """(scores, rows) [Q, K] of the best k, in no order; -1 where there is none."""
         score_QK, row_QK = self.bundle.index.search(q_QD, min(k, len(self.bundle.index)))
         if self.delta is None:
             return score_QK, row_QK
-        row_QK[self.delta.gone[row_QK]] = ANY
+        gone_QK = self.delta.gone[row_QK]
+        row_QK[gone_QK], score_QK[gone_QK] = ANY, -np.inf
         if self.delta.index is None:
             return score_QK, row_QK
         late_score_QK, late_QK = self.delta.index.search(q_QD, min(k, len(self.delta)))
-        late_QK += len(self.bundle.catalogue)
-        return np.concatenate((score_QK, late_score_QK), 1), np.concatenate((row_QK, late_QK), 1)
+        score_QK = np.concatenate((score_QK, late_score_QK), 1)
+        row_QK = np.concatenate((row_QK, late_QK + len(self.bundle.catalogue)), 1)
+        if score_QK.shape[1] <= k:
+            return score_QK, row_QK
+        best_QK = np.argpartition(-score_QK, k - 1, axis=1)[:, :k]
+        return np.take_along_axis(score_QK, best_QK, 1), np.take_along_axis(row_QK, best_QK, 1)
 
     def vectors(self, row: Rows) -> NDArray[np.float32]:
         """float32[..., D]: the vectors of rows."""
