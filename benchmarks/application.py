@@ -1,4 +1,4 @@
-"""The running application that P1 and P4 share: the stack of deploy/local.yaml on free ports, with a first model."""
+"""The running application that P1, P4 and P6c share: the stack of deploy/local.yaml on free ports, with a model."""
 
 import socket
 import time

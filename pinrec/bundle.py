@@ -19,7 +19,6 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -139,6 +138,9 @@ class Manifest(Frozen):
     index: IndexEntry
     metrics: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
     golden: tuple[GoldenQuery, ...] = ()
+    items_positions: Annotated[
+        dict[int, int], Field(description="of the items topic, by partition: what the catalogue was read up to")
+    ] = Field(default_factory=dict)
     files: dict[FileName, FileEntry] = Field(default_factory=dict)
     checksum: Annotated[str, Field(description="sha256 of this manifest without this field")] = ""
 
@@ -199,11 +201,13 @@ class Bundle:
         outcomes: Mapping[str, float] | None = None,
         metrics: Mapping[str, float] | None = None,
         trained_until: float = 0.0,
+        items_positions: Mapping[int, int] | None = None,
     ) -> "Bundle":
         """A bundle of a snapshot of `model`: makes item table, index and golden answers.
 
         Args:
             outcomes: the default budget; None = equal shares.
+            items_positions: see `Manifest`; whoever serves the bundle takes in what came after. None = not known.
 
         Raises:
             BundleError: there are no items, or the model gives NaN.
@@ -229,6 +233,7 @@ class Bundle:
             table=table_entry,
             index=IndexEntry(**asdict(index.report)),
             metrics=dict(metrics or {}),
+            items_positions=dict(items_positions or {}),
         )
         bundle = cls(manifest, model, catalogue, stored, index, popularity)
         golden = tuple(bundle._answered(query) for query in _golden_queries(catalogue, model.vocabulary))
@@ -253,19 +258,6 @@ class Bundle:
     def outcomes(self) -> dict[str, float]:
         """The default budget."""
         return self.manifest.outcomes
-
-    @cached_property
-    def _rows_by_category(self) -> dict[str, np.ndarray]:
-        rows: dict[str, list[int]] = {}
-        for row, names in enumerate(self.catalogue.categories):
-            for name in set(names):
-                rows.setdefault(name, []).append(row)
-        return {name: np.array(of_name, np.int64) for name, of_name in rows.items()}
-
-    def category_rows(self, categories: frozenset[str]) -> np.ndarray:
-        """int64, sorted: rows of the items that are in at least one of the categories."""
-        known = [self._rows_by_category[name] for name in categories if name in self._rows_by_category]
-        return known[0] if len(known) == 1 else np.unique(np.concatenate([np.empty(0, np.int64), *known]))
 
     def write(self, folder: Path, version: str, learner: Mapping[str, Tensor] | None = None) -> "Bundle":
         """Write the bundle aside, load it as a reader would, and give it its name.

@@ -142,6 +142,9 @@ class NewEvents:
                 hash_BL[b, n], is_item_BL[b, n] = hash_id(request.context_item), True
                 self._action_BL[b, n] = engaging
         self._item_BLD[is_item_BL] = item_vectors(bundle, hash_BL[is_item_BL])
+        for b, request in enumerate(requests):
+            if request.context_vector is not None:  # the context's item comes last
+                self._item_BLD[b, counts[b] - 1] = request.context_vector
         if queries:
             bags = np.stack([query_bag(text, config) for _, _, text in queries])
             row, at, _ = zip(*queries, strict=True)

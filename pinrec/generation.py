@@ -17,7 +17,9 @@ from torch import Tensor
 
 from pinrec.budget import normalised, slots, spread
 from pinrec.config import GenerationConfig
+from pinrec.delta import Delta, View
 from pinrec.encoding import Encoded, Encoder, encode, from_scratch
+from pinrec.hashing import hash_id
 from pinrec.requests import ANY, Candidate, GenerationRequest, check
 from pinrec.retrieval import Embeddings, Filter, pools, retrieve, turns
 
@@ -32,6 +34,7 @@ def generate(
     requests: Sequence[GenerationRequest],
     config: GenerationConfig,
     encoder: Encoder = from_scratch,
+    delta: Delta | None = None,
 ) -> list[list[Candidate]]:
     """Lists of up to k items each: exactly k distinct ones wherever the filters leave k.
 
@@ -40,6 +43,8 @@ def generate(
 
     Args:
         encoder: encodes the histories; `pinrec.states.UserStates` does so without what it has kept of them.
+        delta: what happened to the catalogue since. Histories are encoded by the bundle alone, so that what is kept of
+            them stays valid; a context's item is taken as it is now.
 
     Raises:
         RequestError: see `check`.
@@ -49,6 +54,9 @@ def generate(
         return []
     for request in requests:
         check(request, config)
+    view = View(bundle, delta)
+    if delta is not None:
+        requests = [_with_late_context(view, request) for request in requests]
     shares = [_shares(bundle, request, config) for request in requests]
     parts = [
         _Part(index, [requests[b] for b in index], [shares[b] for b in index], encoded)
@@ -57,10 +65,15 @@ def generate(
     lengths = [part.encoded.cache.length_B for part in parts]
     embeddings = _joined(parts, [_embed(bundle, part, max(map(len, shares)), config) for part in parts])
     if not config.rerank or bundle.model.ranking is None:
-        return retrieve(bundle, requests, embeddings, config)
+        return retrieve(bundle, requests, embeddings, config, delta)
     for part, length_B in zip(parts, lengths, strict=True):
         part.encoded.cache.rewind(length_B)
-    return _reranked(bundle, requests, pools(bundle, requests, embeddings, config, config.rerank), config, parts)
+    return _reranked(view, requests, pools(view, requests, embeddings, config, config.rerank), config, parts)
+
+
+def _with_late_context(view: View, request: GenerationRequest) -> GenerationRequest:
+    vector = None if request.context_item is None else view.late_vector(request.context_item)
+    return request if vector is None else replace(request, context_vector=vector)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,12 +214,14 @@ def rank(
     rows: Sequence[np.ndarray],
     config: GenerationConfig,
     encoded: Encoded | None = None,
+    delta: Delta | None = None,
 ) -> list[np.ndarray]:
     """The ranking head's score of items, for each request; see `Candidate.score`.
 
     Args:
         rows: int64[C] for each request, rows of the catalogue; their order and company change no score.
         encoded: of these requests, if the caller has it, without decoded steps; it stays as it is.
+        delta: what happened to the catalogue since; rows behind the catalogue's are its.
 
     Returns:
         float32[C] for each request.
@@ -219,6 +234,7 @@ def rank(
         raise ValueError("ranking: this model was trained without a ranking head; train one with model.ranking")
     encoded = encode(bundle, requests) if encoded is None else encoded
     _, surface_B, now_B = _moment(requests, encoded)
+    view = View(bundle, delta)
     row_BC = np.zeros((len(rows), max(map(len, rows), default=0)), np.int64)
     share_BO = torch.zeros(len(rows), len(bundle.vocabulary.outcomes))
     for b, request in enumerate(requests):
@@ -228,14 +244,14 @@ def rank(
     score_BC = np.zeros(row_BC.shape, np.float32)
     for at in range(0, row_BC.shape[1], _RANKED):
         some = slice(at, at + _RANKED)
-        item_BCD = torch.from_numpy(bundle.table[row_BC[:, some]])
+        item_BCD = torch.from_numpy(view.vectors(row_BC[:, some]))
         logit_BCO = model.rank(item_BCD, surface_B[:, None], now_B[:, None], encoded.last_B[:, None], encoded.cache)
         score_BC[:, some] = torch.einsum("bco,bo->bc", logit_BCO.sigmoid(), share_BO).numpy()
     return [score_C[: len(mine)] for score_C, mine in zip(score_BC, rows, strict=True)]
 
 
 def _reranked(
-    bundle: "Bundle",
+    view: View,
     requests: Sequence[GenerationRequest],
     pools: Sequence[list[Candidate]],
     config: GenerationConfig,
@@ -246,7 +262,8 @@ def _reranked(
     scores: list[np.ndarray] = [np.empty(0)] * len(requests)
     for part in parts:
         rows = [np.array([candidate.row for candidate in pools[b]], np.int64) for b in part.index]
-        for b, score_C in zip(part.index, rank(bundle, part.requests, rows, config, part.encoded), strict=True):
+        ranked = rank(view.bundle, part.requests, rows, config, part.encoded, view.delta)
+        for b, score_C in zip(part.index, ranked, strict=True):
             scores[b] = score_C
     for request, pool, score_C in zip(requests, pools, scores, strict=True):
         places, best = Counter(candidate.outcome for candidate in pool[: request.k]), []
@@ -260,16 +277,51 @@ def _reranked(
     return lists
 
 
-def popular(bundle: "Bundle", request: GenerationRequest, fresh_every: int = 5) -> list[Candidate]:
+def popular(
+    bundle: "Bundle", request: GenerationRequest, fresh_every: int = 5, delta: Delta | None = None
+) -> list[Candidate]:
     """A list for whom nothing is known of: popular items, every `fresh_every`-th a new one, best first.
 
     The filters are those of `generate`; k distinct items wherever they leave k.
     """
-    only = Filter.of(bundle, request)
-    items = len(bundle.catalogue)
-    ranked = bundle.popularity.cold_start(request.surface, items, fresh_every)
-    others = np.setdiff1d(np.arange(items), ranked) if len(ranked) < items else ranked[:0]
+    view = View(bundle, delta)
+    only = Filter.of(view, request)
+    ranked = view.popularity.cold_start(request.surface, len(view), fresh_every)
+    others = np.setdiff1d(np.arange(len(view)), ranked) if len(ranked) < len(view) else ranked[:0]
     rows = np.concatenate((ranked, others))
-    rows = rows[only.left(items)[rows]][: request.k]
+    rows = rows[only.left(view)[rows]][: request.k]
     # The score orders the list and means nothing else: popularity and newness share no scale.
-    return [Candidate(row, bundle.catalogue.item_ids[row], 1 / (1 + at)) for at, row in enumerate(rows.tolist())]
+    return [Candidate(row, view.item_id(row), 1 / (1 + at)) for at, row in enumerate(rows.tolist())]
+
+
+def similar(
+    bundle: "Bundle",
+    item_id: str,
+    k: int,
+    config: GenerationConfig,
+    categories: frozenset[str] = frozenset(),
+    delta: Delta | None = None,
+) -> list[Candidate] | None:
+    """The k items whose vectors have the largest inner products with an item's, best first; never the item itself.
+
+    Vectors are of unit length, so the score is the cosine.
+
+    Args:
+        categories: if any, items must be in at least one of them.
+
+    Returns:
+        None where there is no such item, or it was deleted.
+    """
+    view = View(bundle, delta)
+    row = view.rows(np.array([hash_id(item_id)], np.uint64))
+    if row[0] == ANY:
+        return None
+    embeddings = Embeddings(
+        e_BED=view.vectors(row)[None],
+        outcome_BE=np.array([[ANY]]),
+        offset_E=np.array([math.nan]),
+        step_E=np.array([0]),
+        slots_BE=np.array([[k]]),
+    )
+    request = GenerationRequest(None, k, 0.0, context_item=item_id, exclude_seen=False, categories=categories)
+    return retrieve(bundle, [request], embeddings, config, delta)[0]

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Self
@@ -29,6 +29,12 @@ class Item:
     created_at: float = 0.0
     author: str | None = None
     numeric: Mapping[str, float] = field(default_factory=dict)
+
+    def fitting(self, content_width: int) -> Self:
+        """The item itself, or without an embedding that a model of this content width cannot take."""
+        if self.embedding is None or len(self.embedding) == content_width:
+            return self
+        return replace(self, embedding=None)
 
     def features(self) -> list[int]:
         """Hashes of the content features, the telling ones first: a bag may not hold them all.
@@ -134,6 +140,38 @@ class Catalogue:
     def row(self, item_id: str) -> int:
         """Row of an item, -1 where the catalogue has no such item."""
         return int(self.rows(np.array([hash_id(item_id)], np.uint64))[0])
+
+    @cached_property
+    def _rows_by_category(self) -> dict[str, NDArray[np.int64]]:
+        rows: dict[str, list[int]] = {}
+        for row, names in enumerate(self.categories):
+            for name in set(names):
+                rows.setdefault(name, []).append(row)
+        return {name: np.array(of_name, np.int64) for name, of_name in rows.items()}
+
+    def category_rows(self, categories: frozenset[str]) -> NDArray[np.int64]:
+        """int64, sorted: rows of the items that are in at least one of the categories."""
+        known = [self._rows_by_category[name] for name in categories if name in self._rows_by_category]
+        return known[0] if len(known) == 1 else np.unique(np.concatenate([np.empty(0, np.int64), *known]))
+
+    def take(self, rows: NDArray[np.int64]) -> Self:
+        """The items of these rows, in this order."""
+        columns: dict[str, Any] = {
+            name: column[rows] if isinstance(column, np.ndarray) else [column[row] for row in rows.tolist()]
+            for name, column in self._columns()
+        }
+        return type(self)(**columns)
+
+    def joined(self, other: Self) -> Self:
+        """These items, and the other ones behind them."""
+        columns: dict[str, Any] = {
+            name: np.concatenate((mine, theirs)) if isinstance(mine, np.ndarray) else mine + theirs
+            for (name, mine), (_, theirs) in zip(self._columns(), other._columns(), strict=True)
+        }
+        return type(self)(**columns)
+
+    def _columns(self) -> list[tuple[str, Any]]:
+        return [(column.name, getattr(self, column.name)) for column in fields(self)]
 
     def save(self, folder: Path) -> None:
         """Write `catalogue.safetensors` into `folder`."""

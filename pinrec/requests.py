@@ -1,7 +1,9 @@
 """What a list is asked for with, and what it is made of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
+
+import numpy as np
 
 from pinrec.config import GenerationConfig
 from pinrec.history import History
@@ -34,6 +36,7 @@ class GenerationRequest:
         exclude_seen: leave out every item of the history.
         categories: if any, an item must be in at least one of them.
         user_id: whose keys and values may be kept for the next time (`pinrec.states`); None = nobody's.
+        context_vector: float32[D], the context item's, where it is not what the bundle makes of it.
     """
 
     history: History | None
@@ -47,6 +50,7 @@ class GenerationRequest:
     exclude_seen: bool = True
     categories: frozenset[str] = frozenset()
     user_id: str | None = None
+    context_vector: np.ndarray | None = field(default=None, compare=False)
 
     @property
     def context(self) -> int:
@@ -59,7 +63,7 @@ class Candidate:
     """One item of a list and the embedding that found it; nulls where nothing was aimed at.
 
     Attributes:
-        row: of the catalogue.
+        row: of the catalogue, or behind its last one of the delta (`pinrec.delta.View`).
         score: inner product with the embedding, of -1 to 1, or with several embeddings of the outcome the soft maximum
             of theirs (`_Aims.of`). Where the ranking head ordered the list, the probabilities
             that the item, once shown, meets with each outcome of the request, weighed by their shares: 0 to 1. In a

@@ -13,6 +13,7 @@ import numpy as np
 
 from pinrec.budget import compress
 from pinrec.config import GenerationConfig
+from pinrec.delta import Delta, View
 from pinrec.hashing import hash_id
 from pinrec.requests import ANY, Candidate, GenerationRequest
 
@@ -54,7 +55,7 @@ class Filter:
     rows: np.ndarray | None
 
     @classmethod
-    def of(cls, bundle: "Bundle", request: GenerationRequest) -> "Filter":
+    def of(cls, view: View, request: GenerationRequest) -> "Filter":
         """That of a request."""
         hashes = [hash_id(item_id) for item_id in request.exclude]
         if request.context_item is not None:
@@ -62,29 +63,34 @@ class Filter:
         if request.exclude_seen and request.history:
             events = request.history.rows
             hashes += events["item_hash"][events["is_query"] == 0].tolist()
-        refused = bundle.catalogue.rows(np.array(hashes, np.uint64)).tolist() if hashes else ()
-        rows = bundle.category_rows(request.categories) if request.categories else None
+        refused = view.rows(np.array(hashes, np.uint64)).tolist() if hashes else ()
+        rows = view.category_rows(request.categories) if request.categories else None
         return cls(frozenset(refused) - {ANY}, rows)
 
-    def left(self, items: int) -> np.ndarray:
-        """bool[items]: which rows may come back."""
-        left = np.full(items, self.rows is None)
+    def left(self, view: View) -> np.ndarray:
+        """bool[len(view)]: which rows may come back."""
+        left = np.full(len(view), self.rows is None)
         if self.rows is not None:
             left[self.rows] = True
         if self.refused:
             left[list(self.refused)] = False
+        view.exclude_gone(left)
         return left
 
 
 def retrieve(
-    bundle: "Bundle", requests: Sequence[GenerationRequest], embeddings: Embeddings, config: GenerationConfig
+    bundle: "Bundle",
+    requests: Sequence[GenerationRequest],
+    embeddings: Embeddings,
+    config: GenerationConfig,
+    delta: Delta | None = None,
 ) -> list[list[Candidate]]:
     """Search the index with all embeddings at once and fill every list."""
-    return pools(bundle, requests, embeddings, config, 1)
+    return pools(View(bundle, delta), requests, embeddings, config, 1)
 
 
 def pools(
-    bundle: "Bundle",
+    view: View,
     requests: Sequence[GenerationRequest],
     embeddings: Embeddings,
     config: GenerationConfig,
@@ -96,37 +102,37 @@ def pools(
     answered by an exact scan of what its filters leave: so is, at once, one whose categories hold few items.
     """
     slots_BE = compress(embeddings.e_BED, embeddings.outcome_BE, embeddings.slots_BE, config.compression)
-    filters = [Filter.of(bundle, request) for request in requests]
+    filters = [Filter.of(view, request) for request in requests]
     found: list[list[Candidate]] = [[] for _ in requests]
-    few = max(_SCANNED_ROWS, int(_SCANNED_SHARE * len(bundle.index)))
+    few = max(_SCANNED_ROWS, int(_SCANNED_SHARE * len(view)))
     scanned = {b for b, only in enumerate(filters) if only.rows is not None and len(only.rows) <= few}
     pending = [b for b in range(len(requests)) if b not in scanned]
     fetch = max(_SHALLOWEST, math.ceil(config.overfetch * depth * int(slots_BE.max())))
     while pending:
-        fetch = min(fetch, len(bundle.index))
+        fetch = min(fetch, len(view))
         row_Q, at_Q = np.nonzero(slots_BE[pending])
         request_Q = np.array(pending)[row_Q]
-        score_QK, item_QK = bundle.index.search(embeddings.e_BED[request_Q, at_Q], fetch)
+        score_QK, item_QK = view.search(embeddings.e_BED[request_Q, at_Q], fetch)
         start = np.searchsorted(row_Q, np.arange(len(pending) + 1))
         short = []
         for i, b in enumerate(pending):
             mine = slice(start[i], start[i + 1])
-            aims = _Aims.of(bundle, embeddings, b, at_Q[mine], slots_BE[b], score_QK[mine], item_QK[mine])
-            taken = _fill(aims, filters[b], len(bundle.table), depth)
+            aims = _Aims.of(view, embeddings, b, at_Q[mine], slots_BE[b], score_QK[mine], item_QK[mine])
+            taken = _fill(aims, filters[b], view, depth)
             if len(taken) < requests[b].k:
                 short.append(b)
             else:
-                found[b] = _candidates(bundle, embeddings, b, taken)
-        if fetch >= min(len(bundle.index), _DEEPEST):
+                found[b] = _candidates(view, embeddings, b, taken)
+        if fetch >= min(len(view), _DEEPEST):
             scanned.update(short)
             break
         pending, fetch = short, 2 * fetch
     for b in scanned:
         at_Q = np.nonzero(slots_BE[b])[0]
-        score_QK, item_QK = _scan(bundle, filters[b], embeddings.e_BED[b, at_Q], depth * requests[b].k)
-        aims = _Aims.of(bundle, embeddings, b, at_Q, slots_BE[b], score_QK, item_QK)
-        taken = _fill(aims, filters[b], len(bundle.table), depth)
-        found[b] = _candidates(bundle, embeddings, b, taken)
+        score_QK, item_QK = _scan(view, filters[b], embeddings.e_BED[b, at_Q], depth * requests[b].k)
+        aims = _Aims.of(view, embeddings, b, at_Q, slots_BE[b], score_QK, item_QK)
+        taken = _fill(aims, filters[b], view, depth)
+        found[b] = _candidates(view, embeddings, b, taken)
     return found
 
 
@@ -149,7 +155,7 @@ class _Aims:
     @classmethod
     def of(
         cls,
-        bundle: "Bundle",
+        view: View,
         embeddings: Embeddings,
         b: int,
         at_Q: np.ndarray,
@@ -165,7 +171,7 @@ class _Aims:
         """
         outcome_Q = embeddings.outcome_BE[b, at_Q]
         groups = [np.nonzero(outcome_Q == outcome)[0] for outcome in dict.fromkeys(outcome_Q.tolist())]
-        temperature = float(bundle.model.temperature)
+        temperature = float(view.bundle.model.temperature)
         rows, scores, best = [], [], []
         for group in groups:
             if len(group) == 1:
@@ -176,7 +182,7 @@ class _Aims:
             row_K = np.unique(item_QK[group])
             row_K = row_K[row_K != ANY]
             weight_G = slots_E[at_Q[group]] / slots_E[at_Q[group]].sum()
-            fit_GK = embeddings.e_BED[b, at_Q[group]] @ bundle.table[row_K].T
+            fit_GK = embeddings.e_BED[b, at_Q[group]] @ view.vectors(row_K).T
             top_K = fit_GK.max(0)
             mean_K = weight_G @ np.exp((fit_GK - top_K) / temperature)
             rows.append(row_K)
@@ -190,7 +196,7 @@ class _Aims:
         return cls(places_A, item_AK, score_AK, at_AK)
 
 
-def _fill(aims: _Aims, only: Filter, items: int, depth: int) -> list[tuple[int, int, float]]:
+def _fill(aims: _Aims, only: Filter, view: View, depth: int) -> list[tuple[int, int, float]]:
     """(embedding, row, score): outcomes take turns by their places, and each takes the best item that is left for it.
 
     Taking turns matters where outcomes want the same items: by score alone, one of them would take all of the best and
@@ -198,7 +204,7 @@ def _fill(aims: _Aims, only: Filter, items: int, depth: int) -> list[tuple[int, 
     each of its places.
     """
     gone = {ANY, *only.refused}
-    left = only.left(items) if only.rows is not None else None
+    left = only.left(view) if only.rows is not None else None
     queues = []
     for item_K, score_K, at_K in zip(aims.item_AK, aims.score_AK, aims.at_AK, strict=True):
         order = np.argsort(-score_K, kind="stable")
@@ -225,21 +231,19 @@ def turns(places: Sequence[int]) -> list[int]:
     return [aim for _, _, aim in sorted(at)]
 
 
-def _scan(bundle: "Bundle", only: Filter, q_QD: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+def _scan(view: View, only: Filter, q_QD: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
     """Scores and rows [Q, K] of the exact best `depth` that the filter leaves.
 
     With `depth` as many as are wanted in all, every embedding still has enough after the others have taken theirs.
     """
-    rows = np.nonzero(only.left(len(bundle.table)))[0]
-    score_QN = q_QD @ bundle.table[rows].T
+    rows = np.nonzero(only.left(view))[0]
+    score_QN = q_QD @ view.vectors(rows).T
     depth = min(depth, len(rows))
     best_QK = np.argpartition(-score_QN, max(depth - 1, 0), axis=1)[:, :depth] if depth else score_QN.astype(np.int64)
     return np.take_along_axis(score_QN, best_QK, axis=1), rows[best_QK]
 
 
-def _candidates(
-    bundle: "Bundle", embeddings: Embeddings, b: int, taken: Sequence[tuple[int, int, float]]
-) -> list[Candidate]:
+def _candidates(view: View, embeddings: Embeddings, b: int, taken: Sequence[tuple[int, int, float]]) -> list[Candidate]:
     """What one request's places were filled with, and why, in the same order."""
     named = []
     for at, row, score in taken:
@@ -247,9 +251,9 @@ def _candidates(
         named.append(
             Candidate(
                 row=row,
-                item_id=bundle.catalogue.item_ids[row],
+                item_id=view.item_id(row),
                 score=score,
-                outcome=None if outcome == ANY else bundle.vocabulary.actions[outcome].name,
+                outcome=None if outcome == ANY else view.bundle.vocabulary.actions[outcome].name,
                 offset_s=None if math.isnan(offset_s) else offset_s,
                 step=int(embeddings.step_E[at]),
             )

@@ -1,4 +1,4 @@
-"""From queries and new events to lists: one batch, one bundle, one view of the store."""
+"""From queries and new events to lists: one batch, one bundle, one view of the store and of the catalogue."""
 
 import time
 import uuid
@@ -10,12 +10,13 @@ import torch
 
 from pinrec.bundle import Bundle
 from pinrec.config import GenerationConfig
+from pinrec.delta import Delta, View
 from pinrec.encoding import Encoder, from_scratch
-from pinrec.generation import generate, popular
+from pinrec.generation import generate, popular, similar
 from pinrec.history import History
 from pinrec.requests import Candidate, GenerationRequest
 from pinrec.states import UserStates
-from serving.api import RecommendationRequest
+from serving.api import RecommendationRequest, SimilarItem, SimilarItems
 from serving.config import ServingSettings
 from serving.problems import Problem
 from streaming.schema import Recommendation, RecommendedItem, SequenceInfo
@@ -30,7 +31,7 @@ _AHEAD: Final = 8  # users encoded at a time, some 15 ms of 256 events each
 class _Batch:
     """What all answers of one batch share."""
 
-    bundle: Bundle
+    view: View
     now: float
     staleness_ms: float | None
     degraded: bool
@@ -80,14 +81,41 @@ class Answerer:
         self._deletions = store.deletions(0).mark
 
     def answer(
-        self, bundle: Bundle, queries: Sequence[RecommendationRequest], users: Sequence[str]
+        self,
+        bundle: Bundle,
+        queries: Sequence[RecommendationRequest],
+        users: Sequence[str],
+        delta: Delta | None = None,
     ) -> tuple[list[Outcome], list[Outcome]]:
-        """Answers to queries, and lists for users with new events; a bad query is answered by its Problem."""
-        return self._answer(bundle, queries, users, self.states)
+        """Answers to queries, and lists for users with new events; a bad query is answered by its Problem.
 
-    def rehearse(self, bundle: Bundle, queries: Sequence[RecommendationRequest]) -> None:
+        Args:
+            delta: what has happened to the catalogue since the bundle was made.
+        """
+        return self._answer(View(bundle, delta), queries, users, self.states)
+
+    def rehearse(self, bundle: Bundle, queries: Sequence[RecommendationRequest], delta: Delta | None = None) -> None:
         """Answer with a bundle that does not serve yet; nothing is kept. May run in another thread."""
-        self._answer(bundle, queries, [], from_scratch)
+        self._answer(View(bundle, delta), queries, [], from_scratch)
+
+    def similar(
+        self, bundle: Bundle, item_id: str, k: int, categories: frozenset[str], delta: Delta | None = None
+    ) -> SimilarItems | Problem:
+        """The items most like an item; a Problem where there is no such item, or k is too large."""
+        if k > self._generation.max_k:
+            return Problem(422, f"at most {self._generation.max_k} (generation.max_k) may be asked for", "k")
+        found = similar(bundle, item_id, k, self._generation, categories, delta)
+        if found is None:
+            return Problem(404, f"{bundle.version} knows no such item, or it was deleted", "item_id")
+        view = View(bundle, delta)
+        return SimilarItems(
+            item_id=item_id,
+            model_version=bundle.version,
+            items=[
+                SimilarItem(item_id=each.item_id, score=each.score, title=view.title(each.row) or None)
+                for each in found
+            ],
+        )
 
     def encode_ahead(self, bundle: Bundle, user_ids: Sequence[str]) -> "Ahead":
         """Encode users with a bundle that is to serve next, until time or memory is used up.
@@ -133,29 +161,30 @@ class Answerer:
         return UserStates(self._serving.states_mib << 20, getattr(torch, self._serving.states_dtype))
 
     def _answer(
-        self, bundle: Bundle, queries: Sequence[RecommendationRequest], users: Sequence[str], encoder: Encoder
+        self, view: View, queries: Sequence[RecommendationRequest], users: Sequence[str], encoder: Encoder
     ) -> tuple[list[Outcome], list[Outcome]]:
         requests = [*queries, *(RecommendationRequest(user_id=u, k=self._serving.event_k) for u in users)]
         histories, as_of = self._read([request.user_id for request in requests])
         now = time.time()
         staleness_ms = None if as_of is None else max(0.0, (now - as_of) * 1e3)
         degraded = staleness_ms is None or staleness_ms > self._serving.degraded_after_s * 1e3
-        batch = _Batch(bundle, now, staleness_ms, degraded)
+        batch = _Batch(view, now, staleness_ms, degraded)
 
         answers: dict[int, Outcome] = {}
         jobs: dict[int, GenerationRequest] = {}
         for i, (request, history) in enumerate(zip(requests, histories, strict=True)):
             try:
-                check(request, bundle, self._generation)
+                check(request, view.bundle, self._generation)
             except Problem as problem:
                 answers[i] = problem
                 continue
             job = _job(request, history, batch)
             if not history and request.context is None:
-                answers[i] = _answer(request, job, popular(bundle, job), batch, i >= len(queries))
+                found = popular(view.bundle, job, delta=view.delta)
+                answers[i] = _answer(request, job, found, batch, i >= len(queries))
             else:
                 jobs[i] = job
-        lists = generate(bundle, list(jobs.values()), self._generation, encoder) if jobs else []
+        lists = generate(view.bundle, list(jobs.values()), self._generation, encoder, view.delta) if jobs else []
         for (i, job), candidates in zip(jobs.items(), lists, strict=True):
             answers[i] = _answer(requests[i], job, candidates, batch, i >= len(queries))
         done = [answers[i] for i in range(len(requests))]
@@ -174,7 +203,7 @@ class Answerer:
 
 
 def _job(request: RecommendationRequest, history: History | None, batch: _Batch) -> GenerationRequest:
-    context, vocabulary = request.context, batch.bundle.vocabulary
+    context, vocabulary = request.context, batch.view.bundle.vocabulary
     return GenerationRequest(
         history=history,
         k=request.k,
@@ -198,11 +227,10 @@ def _answer(
     for_event: bool,
 ) -> Recommendation:
     history = job.history if job.history is not None and len(job.history) else None
-    titles = batch.bundle.catalogue.titles
     return Recommendation(
         request_id=uuid.uuid4().hex,
         user_id=request.user_id,
-        model_version=batch.bundle.version,
+        model_version=batch.view.bundle.version,
         created_at=time.time(),
         trigger="event" if for_event else "query",
         source="model" if history or request.context else "popular",
@@ -220,7 +248,7 @@ def _answer(
                 outcome=candidate.outcome,
                 offset_s=candidate.offset_s,
                 step=candidate.step,
-                title=titles[candidate.row] or None,
+                title=batch.view.title(candidate.row) or None,
             )
             for candidate in candidates
         ],

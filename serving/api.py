@@ -38,6 +38,22 @@ class RecommendationRequest(Message):
     ] = ()
 
 
+class SimilarItem(Message):
+    """One item and how much it is like the one asked for."""
+
+    item_id: str
+    score: Annotated[float, Field(description="cosine of the two items' vectors")]
+    title: str | None = None
+
+
+class SimilarItems(Message):
+    """The items most like an item, best first."""
+
+    item_id: str
+    model_version: str
+    items: list[SimilarItem]
+
+
 class Accepted(Message):
     """Kafka has acknowledged these events."""
 

@@ -9,12 +9,12 @@ with PinRecClient("http://127.0.0.1:8000") as pinrec:
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx
 from pydantic import BaseModel
 
-from serving.api import Accepted, Context, Models, RecommendationRequest, Status, UserHistory
+from serving.api import Accepted, Context, Models, RecommendationRequest, SimilarItems, Status, UserHistory
 from streaming.schema import Recommendation, UserEvent
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -72,6 +72,15 @@ class PinRecClient:
             options["context"] = Context(**options["context"])
         request = RecommendationRequest(user_id=user_id, k=k, **options)
         return self._call(Recommendation, "POST", "/v1/recommendations", request.model_dump_json(exclude_none=True))
+
+    def similar(self, item_id: str, k: int = 20, categories: Sequence[str] = ()) -> SimilarItems:
+        """The items most like an item.
+
+        Raises:
+            ClientError: 404 where there is no such item.
+        """
+        query = urlencode({"k": k, "categories": list(categories)}, doseq=True)
+        return self._call(SimilarItems, "GET", f"/v1/items/{_quoted(item_id)}/similar?{query}")
 
     def publish(self, events: Sequence[UserEvent]) -> list[str]:
         """Publish events; their event ids. Kafka has acknowledged all of them when it returns.

@@ -32,6 +32,11 @@ class ServingSettings(Frozen):
         "users are encoded with it; for that time their keys and values take memory twice. 0 = not at all",
     )
     handover_share: float = Field(0.5, gt=0, le=1, description="of one core, taken by that")
+    delta_items: int = Field(
+        10_000,
+        ge=0,
+        description="new and changed items that a replica answers with before a model version has them, at most",
+    )
     admin_token_file: Path | None = Field(
         None, description="holds the token for deletions and model changes; none = <state.root>/admin-token"
     )

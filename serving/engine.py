@@ -15,9 +15,18 @@ from pinrec.config import Vocabulary
 from pinrec.index import use_threads
 from pinrec.registry import Registry, RegistryError, UnknownVersionError
 from serving.answers import Answerer, Outcome
-from serving.api import Context, HistoryItem, Models, ModelVersion, RecommendationRequest, UserHistory
+from serving.api import (
+    Context,
+    HistoryItem,
+    Models,
+    ModelVersion,
+    RecommendationRequest,
+    SimilarItems,
+    UserHistory,
+)
 from serving.config import AppSettings
 from serving.live import LiveBundle
+from serving.live_items import LiveItems
 from serving.problems import Problem
 from serving.scheduler import Scheduler
 from streaming.process import keep_freed_memory
@@ -57,6 +66,8 @@ class Engine:
         )
         self._answerer = Answerer(self._store, settings.generation, settings.serving)
         self._registry = Registry(settings.state.registry)
+        self._items = LiveItems(settings.kafka, settings.serving.delta_items)
+        self._items.start()
         self._live = LiveBundle(self._registry, settings.vocabulary, settings.pinned_version, self._warm)
         self._generator = ThreadPoolExecutor(1, "generate")
         self._sender = ThreadPoolExecutor(1, "publish")
@@ -96,6 +107,16 @@ class Engine:
             return 0
         await asyncio.gather(*(asyncio.shield(self._scheduler.event(user_id)) for user_id in user_ids))
         return len(user_ids)
+
+    async def similar(self, item_id: str, k: int, categories: list[str]) -> SimilarItems | Problem:
+        """The items most like an item; a refusal is returned."""
+        bundle = self._live.bundle
+        if bundle is None:
+            return NO_MODEL
+        return await asyncio.get_running_loop().run_in_executor(
+            self._generator,
+            lambda: self._answerer.similar(bundle, item_id, k, frozenset(categories), self._items.delta(bundle)),
+        )
 
     async def user(self, user_id: str) -> UserHistory | Problem:
         """The history of a user; a Problem if there is none, or it cannot be read."""
@@ -157,6 +178,7 @@ class Engine:
             as_of, known_users, store_error = None, None, f"{type(error).__name__}: {error}"
         staleness_ms = None if as_of is None else max(0.0, (time.time() - as_of) * 1e3)
         troubles = [trouble for trouble in (store_error or self._answerer.store_error, self._live.trouble) if trouble]
+        troubles += self._items.troubles(self._live.bundle)
         if staleness_ms is None or staleness_ms > self._settings.serving.degraded_after_s * 1e3:
             troubles.append("histories are behind the event topic")
         return {
@@ -177,6 +199,7 @@ class Engine:
             "waiting_queries": queries,
             "waiting_users": users,
             "states": asdict(self._answerer.states.report),
+            "items": asdict(self._items.report(self._live.bundle)),
         }
 
     def check_health(self) -> None:
@@ -208,16 +231,16 @@ class Engine:
     def _warm(self, bundle: Bundle) -> None:
         # Without a context a user nobody knows gets what is popular, and the model would stay cold.
         cold = RecommendationRequest(user_id="warm-up", context=Context(item_id=bundle.catalogue.item_ids[0]))
-        self._answerer.rehearse(bundle, self._recent or [cold])
+        # Here, as a bundle goes live behind this: what was deleted since it was made must never come back.
+        delta = self._items.prepare(bundle)
+        self._answerer.rehearse(bundle, self._recent or [cold], delta)
         if self._live.bundle is None or not self._settings.serving.handover_s:
             return
         # The states belong to the worker's thread; what is made for the new version is nobody's until it is theirs.
         recent = self._generator.submit(lambda: self._answerer.states.recent).result()
         try:
             ahead = self._answerer.encode_ahead(bundle, recent)
-        except (
-            Exception
-        ) as error:  # whatever the store raises: the version goes live, its users are encoded as they come
+        except Exception as error:  # whatever the store raises; the version's users are encoded as they come
             log.warning("users are not encoded ahead for %s: %s: %s", bundle.version, type(error).__name__, error)
             return
         self._generator.submit(self._answerer.hand_over, ahead).result()
@@ -228,7 +251,7 @@ class Engine:
         bundle = self._live.bundle  # one read: the whole batch is made by one bundle
         assert bundle is not None, "nothing is scheduled before the first bundle is live, and none is taken away"
         answers, lists = await asyncio.get_running_loop().run_in_executor(
-            self._generator, self._answerer.answer, bundle, queries, users
+            self._generator, self._answerer.answer, bundle, queries, users, self._items.delta(bundle)
         )
         self._recent = queries or self._recent
         self._batches += 1

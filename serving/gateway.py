@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from threading import Lock
 from typing import Annotated, Any, Final
 
-from fastapi import FastAPI, Header, Request, Response
+from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import TypeAdapter, ValidationError
 from ray import serve
@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serving import problems
 from serving.affinity import near, partition_of
-from serving.api import Accepted, Models, Ready, RecommendationRequest, Status, UserHistory
+from serving.api import Accepted, Models, Ready, RecommendationRequest, SimilarItems, Status, UserHistory
 from serving.config import AppSettings
 from serving.limits import LimitBody
 from serving.metrics import render
@@ -46,11 +46,11 @@ _ID = TypeAdapter[str](Id)
 _EVENTS = TypeAdapter(list[UserEvent])
 
 
-def _checked_id(user_id: str) -> str:
+def _checked_id(text: str, field: str = "user_id") -> str:
     try:
-        return _ID.validate_python(user_id)
+        return _ID.validate_python(text)
     except ValidationError as error:
-        raise Problem(422, first_problem(error).reason, "user_id") from None
+        raise Problem(422, first_problem(error).reason, field) from None
 
 
 def _confirm(deliveries: "list[Future[Delivery]]") -> None:
@@ -148,6 +148,22 @@ class Gateway:
         self._authorise(authorization)
         await self._with_kafka(self._delete, _checked_id(user_id))
         return {"status": "accepted", "user_id": user_id}
+
+    @api.get("/v1/items/{item_id:path}/similar", tags=["items"])
+    async def similar(
+        self,
+        item_id: str,
+        k: Annotated[int, Query(ge=1, description="length of the list; generation.max_k at most")] = 20,
+        categories: Annotated[list[str], Query(max_length=64, description="only items of one of these")] = [],  # noqa: B006 - FastAPI copies it
+    ) -> SimilarItems:
+        """The items most like an item, whose update need not be a second old.
+
+        Raises:
+            Problem: 404 for an item that is not in the catalogue.
+        """
+        found = await self._asked("similar", _checked_id(item_id, "item_id"), k, categories)
+        assert isinstance(found, SimilarItems)
+        return found
 
     @api.get("/v1/models", tags=["models"])
     async def models(self) -> Models:

@@ -27,6 +27,12 @@ METRICS: Final[dict[str, str]] = {
     "pinrec_states_hits": "histories encoded from what was kept since start, all replicas",
     "pinrec_states_misses": "histories encoded anew since start, all replicas",
     "pinrec_states_evictions": "users dropped to make room since start, all replicas",
+    "pinrec_items_changed": "new and changed items that the model version does not have, most of any replica",
+    "pinrec_items_deleted": "items of the model version that are there no more, most of any replica",
+    "pinrec_items_left_out": "item updates that found no room and wait for the next model version, most of any replica",
+    "pinrec_items_updates": "item updates taken since start, all replicas",
+    "pinrec_items_bad": "item updates since start that hold no item, most of any replica",
+    "pinrec_items_read_age_s": "time since all item updates were known to be read, worst replica, s; NaN if not known",
     "pinrec_model_swaps": "models gone live since start, all replicas",
     "pinrec_replicas_behind": "replicas that cannot load the model they should serve and go on with an older one",
     "pinrec_models_refused": "models refused since start, all replicas",
@@ -39,7 +45,7 @@ def render(status: Status) -> str:
         "pinrec_ready": float(status.ready),
         "pinrec_troubles": len(status.degraded),
         "pinrec_users": status.users or 0,
-        "pinrec_staleness_ms": _staleness_ms(status),
+        "pinrec_staleness_ms": _worst([r["staleness_ms"] for r in status.recommenders]),
         "pinrec_events_applied": _sum(status.ingestors, "applied"),
         "pinrec_events_duplicate": _sum(status.ingestors, "duplicates"),
         "pinrec_dead_letters": _sum(status.ingestors, "dead_letters"),
@@ -53,6 +59,12 @@ def render(status: Status) -> str:
             f"pinrec_states_{name}": sum(r["states"][name] for r in status.recommenders)
             for name in ("users", "bytes", "hits", "misses", "evictions")
         },
+        **{
+            f"pinrec_items_{name}": max((r["items"][name] for r in status.recommenders), default=0)
+            for name in ("changed", "deleted", "left_out", "bad")
+        },
+        "pinrec_items_updates": sum(r["items"]["updates"] for r in status.recommenders),
+        "pinrec_items_read_age_s": _worst([r["items"]["read_age_s"] for r in status.recommenders]),
         "pinrec_model_swaps": _sum(status.recommenders, "swaps"),
         "pinrec_replicas_behind": sum(r["behind"] is not None for r in status.recommenders),
         "pinrec_models_refused": sum(len(r["refused"]) for r in status.recommenders),
@@ -63,9 +75,9 @@ def render(status: Status) -> str:
     return generate_latest(registry).decode()
 
 
-def _staleness_ms(status: Status) -> float:
-    known = [r["staleness_ms"] for r in status.recommenders]
-    return max(known) if known and None not in known else math.nan
+def _worst(known: list[float | None]) -> float:
+    figures = [figure for figure in known if figure is not None]
+    return max(figures) if figures and len(figures) == len(known) else math.nan
 
 
 def _sum(replicas: Iterable[dict[str, float]], name: str) -> float:

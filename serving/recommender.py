@@ -6,7 +6,7 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 
 from serving.affinity import ROUTER
-from serving.api import Models, RecommendationRequest, UserHistory
+from serving.api import Models, RecommendationRequest, SimilarItems, UserHistory
 from serving.config import AppSettings
 from serving.problems import Problem
 from streaming.schema import Recommendation
@@ -36,6 +36,10 @@ class Recommender:
     async def generate(self, user_ids: list[str]) -> Generated:
         """Make and publish new lists for users with new events; returns when Kafka has them."""
         return Generated(await self._engine.generate(user_ids), serve.get_replica_context().world_size)
+
+    async def similar(self, item_id: str, k: int, categories: list[str]) -> SimilarItems | Problem:
+        """The items most like an item."""
+        return await self._engine.similar(item_id, k, categories)
 
     async def user(self, user_id: str) -> UserHistory | Problem:
         """The history of a user."""

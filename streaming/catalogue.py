@@ -3,19 +3,13 @@
 import logging
 import time
 
-from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError
-from pydantic import ValidationError
-
 from pinrec.items import Item
 from streaming.config import KafkaSettings
-from streaming.schema import ItemUpdate, first_problem
-from streaming.topics import client_options, require_listening, unreachable
+from streaming.items_topic import ItemRecord, ItemsTopic
 
 log = logging.getLogger(__name__)
 
-_POLL_MS = 200
-_RPC_MS = 2_000
+_POLL_S = 0.2
 
 
 class CatalogueView:
@@ -27,33 +21,26 @@ class CatalogueView:
 
     Attributes:
         items: by item id.
+        positions: of the topic, by partition: `items` is what it holds up to there.
         complete: the end of the topic was reached once; before that, items may be missing.
-        bad: updates left out, in whole or in part.
 
     Raises:
         KafkaUnreachableError: no broker answered.
     """
 
     def __init__(self, kafka: KafkaSettings, content_width: int) -> None:
-        self._kafka, self._content_width = kafka, content_width
-        options = client_options(kafka, "pinrec-catalogue")
-        require_listening(kafka, _RPC_MS / 1000)
-        try:
-            self._consumer = KafkaConsumer(
-                **options,
-                group_id=None,
-                auto_offset_reset="earliest",
-                enable_auto_commit=False,
-                bootstrap_timeout_ms=_RPC_MS,
-                allow_auto_create_topics=False,
-                metrics_enabled=False,
-            )
-        except KafkaError as error:
-            raise unreachable(kafka, str(error)) from error
-        self._partitions: list[TopicPartition] = []
+        self._content_width = content_width
+        self._topic = ItemsTopic(kafka, "pinrec-catalogue")
+        self._begun = False
+        self._unfit = 0
         self.items: dict[str, Item] = {}
+        self.positions: dict[int, int] = {}
         self.complete = False
-        self.bad = 0
+
+    @property
+    def bad(self) -> int:
+        """Updates left out, in whole or in part."""
+        return self._topic.bad + self._unfit
 
     def update(self, timeout_s: float = 30.0) -> bool:
         """Take in everything the topic holds now.
@@ -67,65 +54,35 @@ class CatalogueView:
 
         What was read before an error is kept.
         """
-        try:
-            changed = self._read(time.monotonic() + timeout_s, timeout_s)
-        except KafkaError as error:
-            raise unreachable(self._kafka, str(error)) from error
-        self.complete = True
-        return changed
-
-    def _read(self, deadline: float, timeout_s: float) -> bool:
-        if not self._partitions:
-            numbers = self._consumer.partitions_for_topic(self._kafka.items) or ()
-            if not numbers:  # nobody has made the topic: a bare log of events
-                return False
-            self._partitions = [TopicPartition(self._kafka.items, number) for number in sorted(numbers)]
-            self._consumer.assign(self._partitions)
-            self._consumer.seek_to_beginning(*self._partitions)
-        ends = self._consumer.end_offsets(self._partitions, timeout_ms=_RPC_MS)
+        deadline = time.monotonic() + timeout_s
         changed = False
-        while any((self._consumer.position(p, timeout_ms=_RPC_MS) or 0) < ends[p] for p in self._partitions):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the items topic was not read to its end within {timeout_s:g} s")
-            for records in self._consumer.poll(timeout_ms=_POLL_MS).values():
-                for record in records:
+        self._begun = self._begun or self._topic.seek({})
+        if self._begun:
+            ends = self._topic.ends()
+            while any(self._topic.positions()[number] < end for number, end in ends.items()):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"the items topic was not read to its end within {timeout_s:g} s")
+                for record in self._topic.poll(_POLL_S):
                     changed = True
-                    self._take(record.key, record.value)
+                    self._take(record)
+            self.positions = self._topic.positions()
+        self.complete = True
         return changed
 
     def close(self) -> None:
         """Release the connection."""
-        self._consumer.close()
+        self._topic.close()
 
-    def _take(self, key: bytes | None, value: bytes | None) -> None:
-        item_id = (key or b"").decode(errors="replace")
-        if value is None:
-            self.items.pop(item_id, None)
+    def _take(self, record: ItemRecord) -> None:
+        self.positions[record.partition] = record.offset + 1
+        if record.item is None:
+            self.items.pop(record.item_id, None)
             return
-        try:
-            update = ItemUpdate.model_validate_json(value)
-        except ValidationError as error:
-            self.bad += 1
-            log.warning("item update %r left out: %s", item_id, first_problem(error))
-            return
-        if update.item_id != item_id:  # its deletion would come under the key, and find nothing
-            self.bad += 1
-            log.warning("item update %r left out: the key must be the item_id, not %r", update.item_id, item_id)
-            return
-        embedding = update.embedding if self._content_width else None
-        if embedding is not None and len(embedding) != self._content_width:
-            self.bad += 1
+        item = record.item.fitting(self._content_width)
+        if item is not record.item and self._content_width:
+            self._unfit += 1
             log.warning(
                 "embedding of item %r left out: %d numbers, model.content_width is %d",
-                item_id, len(embedding), self._content_width,
+                item.item_id, len(record.item.embedding or ()), self._content_width,
             )  # fmt: skip
-            embedding = None
-        self.items[update.item_id] = Item(
-            item_id=update.item_id,
-            title=update.title,
-            categories=update.categories,
-            embedding=embedding,
-            created_at=update.created_at,
-            author=update.author,
-            numeric=update.numeric,
-        )
+        self.items[item.item_id] = item

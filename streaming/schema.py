@@ -113,7 +113,8 @@ class ItemUpdate(Message):
     ] = {}
     embedding: (
         Annotated[
-            tuple[Annotated[float, Field(allow_inf_nan=False)], ...],
+            # Far beyond any embedding; without a bound one item's overflow would make its vector NaN.
+            tuple[Annotated[float, Field(ge=-1e9, le=1e9, allow_inf_nan=False)], ...],
             Field(min_length=1, max_length=2048, strict=False, description="content embedding, if any"),
         ]
         | None

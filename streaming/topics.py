@@ -149,7 +149,8 @@ def _topics(kafka: KafkaSettings) -> dict[str, dict[str, Any]]:
         # The broker's clock, not the producer's: arrival times then only grow, and a log of old events that is
         # published today is not deleted as too old.
         kafka.events: (kafka.partitions, {"message.timestamp.type": "LogAppendTime"}),
-        kafka.items: (1, {"cleanup.policy": "compact"}),
+        # A replica that starts with an older version must still find what was deleted since that version was made.
+        kafka.items: (1, {"cleanup.policy": "compact", "delete.retention.ms": str(90 * _DAY_MS)}),
         kafka.recommendations: (kafka.partitions, {"retention.ms": str(_DAY_MS)}),
         kafka.models: (1, {}),
         kafka.dead_letters: (1, {}),

@@ -114,14 +114,15 @@ class Trainer:
         new = int(engaged[since_row:].sum())
         if not first and not new and not self._unpublished:
             return None
-        catalogue = self._make_catalogue()
+        catalogue, positions = self._make_catalogue()
         if first or new:
             if self._live is not None and not first:
                 self._note(phase="evaluating", step=0, steps=0)
                 self._metrics |= self._evaluate(self._live, events, since_row)
             self._train(events, catalogue, self._steps(first, new), 0 if first else since_row)
         self._note(phase="publishing")
-        return self._publish(events, catalogue, {k: v for k, v in self._metrics.items() if np.isfinite(v)})
+        metrics = {name: figure for name, figure in self._metrics.items() if np.isfinite(figure)}
+        return self._publish(events, catalogue, positions, metrics)
 
     def _train(self, events: EventColumns, catalogue: Catalogue, steps: int, since_row: int) -> None:
         self._note(phase="training", step=0, steps=steps)
@@ -152,7 +153,9 @@ class Trainer:
         per_step = self._training.batch_users * 4
         return max(1, min(self._training.round_steps, 2 * new // per_step))
 
-    def _publish(self, events: EventColumns, catalogue: Catalogue, metrics: dict[str, float]) -> str:
+    def _publish(
+        self, events: EventColumns, catalogue: Catalogue, positions: dict[int, int], metrics: dict[str, float]
+    ) -> str:
         trained_until = float(events.arrived.max())
         bundle = Bundle.of(
             self._learner.model,
@@ -162,9 +165,10 @@ class Trainer:
             outcomes=self._generation.default_outcomes or _frequencies(events, self._vocabulary),
             metrics=metrics,
             trained_until=trained_until,
+            items_positions=positions,
         )
-        positions = torch.tensor(sorted(self._trained.items()), dtype=torch.int64).reshape(-1, 2)
-        learner = self._learner.state() | {_POSITIONS: positions}
+        trained = torch.tensor(sorted(self._trained.items()), dtype=torch.int64).reshape(-1, 2)
+        learner = self._learner.state() | {_POSITIONS: trained}
         version = self._registry.publish(bundle, learner)
         self._live, self._unpublished, self._metrics = bundle, False, {}
         self._note(version=version, trained_until=trained_until, metrics=metrics, rounds=self._status.rounds + 1)
@@ -195,15 +199,18 @@ class Trainer:
             log.warning("the catalogue is not up to date: %s", error)
             return False
 
-    def _make_catalogue(self) -> Catalogue:
-        if self._catalogue is not None and self._catalogue.complete and self._catalogue.items:
-            return Catalogue.of(list(self._catalogue.items.values()), self._learner.config)
-        if (self._catalogue is None or not self._catalogue.complete) and self._live is not None:
-            return self._live.catalogue  # Kafka has not answered since this process started
+    def _make_catalogue(self) -> tuple[Catalogue, dict[int, int]]:
+        """The items to publish, and the positions of the items topic that they are as of."""
+        view = self._catalogue
+        if view is not None and view.complete and view.items:
+            return Catalogue.of(list(view.items.values()), self._learner.config), dict(view.positions)
+        if (view is None or not view.complete) and self._live is not None:
+            # Kafka has not answered since this process started.
+            return self._live.catalogue, self._live.manifest.items_positions
         assert self._rows is not None
         is_item = pc.equal(self._rows["item_type"], "item")
         named = pc.unique(self._rows["item_id"].filter(is_item)).to_pylist()
-        return Catalogue.of([Item(item_id) for item_id in named], self._learner.config)
+        return Catalogue.of([Item(item_id) for item_id in named], self._learner.config), {}
 
     def _gather(self) -> int:
         """Take in what the archive gained; the row at which what is not trained on yet begins."""

@@ -152,7 +152,11 @@ class RunningApplication:
         base = self.registry.load(self.registry.versions()[-1].version)
         items = [Item(f"item-{i}", f"{TOPICS[i % 4]} {i} {name}", (TOPICS[i % 4],), None, i) for i in range(ITEMS)]
         return type(base).of(
-            base.model, Catalogue.of(items, base.config), base.popularity, trained_until=base.manifest.trained_until
+            base.model,
+            Catalogue.of(items, base.config),
+            base.popularity,
+            trained_until=base.manifest.trained_until,
+            items_positions=base.manifest.items_positions,
         )
 
 

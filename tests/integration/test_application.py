@@ -17,6 +17,7 @@ from serving.api import RecommendationRequest
 from serving.client import ClientError, PinRecClient
 from serving.cluster import APP
 from serving.problems import Problem
+from streaming.schema import ItemUpdate
 from tests.eventually import eventually
 from tests.running_application import ITEMS, TOPICS, Callers, RunningApplication
 
@@ -487,3 +488,51 @@ def test_replicas_are_added_while_requests_are_answered_and_nothing_is_lost(app)
     for user in users:
         last = published[user][-1]
         eventually(lambda last=last: app.received(lambda r: r.sequence.last_event_id == last))
+
+
+def test_an_item_is_found_within_a_second_and_withdrawn_from_every_answer(app):
+    """Without waiting for a model: categories of its own, so that nothing else can be meant."""
+    item_id = "late/arrival?"
+    app.publisher.publish_item(ItemUpdate(item_id=item_id, title="Late arrival", categories=("late",), created_at=1))
+    everybody = ["past-1", "never seen at all"]
+
+    def late(user, **more):
+        answer = app.client.recommend(user, k=5, categories=["late"], exclude_seen=False, **more)
+        return {item.item_id: item.title for item in answer.items}
+
+    def similar(found):
+        try:
+            return len(app.client.similar(found, k=7).items)
+        except ClientError as error:
+            return error.status
+
+    eventually(lambda: all(late(user) == {item_id: "Late arrival"} for user in everybody))
+    eventually(lambda: similar(item_id) == 7)
+    assert [item.item_id for item in app.client.similar("item-1", k=5, categories=["late"]).items] == [item_id]
+    context = {"item_id": item_id}
+    assert len(app.client.recommend("never seen at all", k=5, context=context).items) == 5
+    assert late("past-1", context=context) == {}, "what is looked at is not in the list"
+
+    app.publisher.publish_item(ItemUpdate(item_id=item_id, title="Moved", categories=("elsewhere",)))
+    eventually(lambda: not any(map(late, everybody)))
+    before = app.client.status().model_version
+    eventually(lambda: app.client.status().model_version > before, 60)
+    assert similar(item_id) == 7, "the next version has it folded in"
+
+    app.publisher.delete_item(item_id)
+    eventually(lambda: similar(item_id) == 404)
+    for answer in (app.client.recommend(user, k=100, exclude_seen=False) for user in everybody):
+        assert item_id not in {item.item_id for item in answer.items}
+    eventually(lambda: app.client.status().degraded == [], otherwise=app.client.status)
+    for replica in app.client.status().recommenders:
+        assert (replica["items"]["bad"], replica["items"]["left_out"]) == (0, 0)
+    for path, status, field in (
+        ("/v1/items/item-1/similar?k=0", 422, "k"),
+        ("/v1/items/item-1/similar?k=1000000", 422, "k"),
+        ("/v1/items/nowhere/similar", 404, "item_id"),
+        (f"/v1/items/{'x' * 1_000}/similar", 422, "item_id"),
+        ("/v1/items//similar", 422, "item_id"),
+    ):
+        refused = app.http.get(path)
+        assert (refused.status_code, refused.json().get("field")) == (status, field), path
+        assert refused.headers["Content-Type"] == "application/problem+json"

@@ -4,6 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from pinrec.config import GenerationConfig
+from pinrec.delta import Delta
+from pinrec.items import Item
 from serving.answers import Answerer
 from serving.api import Context, RecommendationRequest
 from serving.config import ServingSettings
@@ -241,3 +243,32 @@ def test_a_version_that_another_overtakes_leaves_nothing_behind(bundle, answerer
     assert answerer.states.recent == ["user-1"]
     answerer.answer(overtaken, [ask("user-2")], [])
     assert answerer.states.recent == ["user-2"], "what was encoded ahead is not kept for another day"
+
+
+def test_new_items_come_with_their_titles_and_deleted_ones_not_to_known_and_unknown_users(bundle, answerer):
+    new = Item("new", "Just in", ("maps",), created_at=2e9)
+    delta = Delta.of(bundle, {"new": new, "item-59": None, "item-58": Item("item-58", "Renamed")}, 10)
+    here = {"k": 50, "categories": ["maps"], "exclude_seen": False}
+    asked = [ask("user-4", **here), ask("nobody", **here), ask("nobody", k=50)]
+    for with_delta in (True, False):
+        answers, (for_event,) = answerer.answer(bundle, asked, ["user-5"], delta if with_delta else None)
+        for answer in answers:
+            titles = {item.item_id: item.title for item in answer.items}
+            assert titles.get("new") == ("Just in" if with_delta else None)
+        assert titles["item-58"] == ("Renamed" if with_delta else "about maps 58")
+        assert ("item-59" in titles) != with_delta
+        assert len(for_event.items) == 7
+
+
+def test_similar_items_are_told_with_titles_and_bad_questions_by_field(bundle, answerer):
+    delta = Delta.of(bundle, {"a/new": Item("a/new", "Just in", ("maps",)), "item-2": None}, 10)
+    found = answerer.similar(bundle, "a/new", 4, frozenset(), delta)
+    assert (found.item_id, found.model_version, len(found.items)) == ("a/new", bundle.version, 4)
+    assert all(item.title.startswith("about") for item in found.items)
+    (back,) = answerer.similar(bundle, "item-6", 1, frozenset({"maps"}), delta).items
+    assert back.item_id not in ("item-6", "item-2")
+    for item_id, k, status, field in (
+        ("item-2", 4, 404, "item_id"), ("unheard of", 4, 404, "item_id"), ("item-6", 51, 422, "k"),
+    ):  # fmt: skip
+        problem = answerer.similar(bundle, item_id, k, frozenset(), delta)
+        assert (problem.status, problem.field) == (status, field)

@@ -107,6 +107,7 @@ def status(**fields):
         "staleness_ms": 12.5, "queries_answered": 3, "lists_generated": 4, "lists_given_up": 0, "waiting_queries": 0,
         "waiting_users": 1, "swaps": 2, "refused": {"v000009": "hash"}, "behind": "v000009 refused: hash",
         "states": {"users": 3, "bytes": 4096, "budget_bytes": 8192, "hits": 7, "misses": 3, "evictions": 0},
+        "items": {"changed": 6, "deleted": 2, "left_out": 1, "updates": 9, "bad": 0, "lag": 0, "read_age_s": 0.4},
     }  # fmt: skip
     ingestor = {"applied": 10, "duplicates": 1, "dead_letters": 2, "lag": 5}
     parts = {"recommenders": [recommender, recommender], "ingestors": [ingestor, ingestor]} | fields
@@ -123,11 +124,15 @@ def test_every_metric_has_a_value_and_a_meaning():
     assert values["pinrec_models_refused"] == 2
     assert values["pinrec_states_hits"] == 14
     assert values["pinrec_staleness_ms"] == 12.5
+    assert values["pinrec_items_changed"] == 6, "every replica has the same"
+    assert (values["pinrec_items_updates"], values["pinrec_items_read_age_s"]) == (18, 0.4)
 
 
 def test_staleness_that_nobody_knows_is_not_a_number():
     """Zero would look like perfect freshness to an alert."""
-    assert "pinrec_staleness_ms NaN" in render(status(recommenders=[]))
+    nobody = render(status(recommenders=[]))
+    assert "pinrec_staleness_ms NaN" in nobody
+    assert "pinrec_items_read_age_s NaN" in nobody
 
 
 def answering(response):
@@ -160,3 +165,17 @@ def test_nobody_listening_is_one_sentence(caplog):
     ):
         client.recommend("u1")
     assert refused.value.status == 0
+
+
+def test_an_id_with_slashes_is_one_part_of_the_path():
+    asked = []
+
+    def answer(request):
+        asked.append(str(request.url))
+        return httpx.Response(200, json={"item_id": "a/b?c", "model_version": "v000001", "items": []})
+
+    client = PinRecClient("http://test")
+    client._http = httpx.Client(base_url="http://test", transport=httpx.MockTransport(answer))
+    with client:
+        assert client.similar("a/b?c", k=3, categories=["r&b", "jazz"]).item_id == "a/b?c"
+    assert asked == ["http://test/v1/items/a%2Fb%3Fc/similar?k=3&categories=r%26b&categories=jazz"]

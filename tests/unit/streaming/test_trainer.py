@@ -225,18 +225,21 @@ def test_the_items_topic_rules_the_catalogue(state, log, registry, kafka_setting
     training.round()
     named = registry.load("v000001").catalogue
     assert set(named.item_ids) <= {f"item-{i}" for i in range(ITEMS)}, "without updates it is what the events name"
+    assert registry.load("v000001").manifest.items_positions == {}
     publish_items(kafka_settings, ("item-1", "Bread at dawn"), ("new", "Just in"), ("item-2", "Old maps"))
     assert training.round() == "v000002", "the catalogue changed, though nobody did anything"
     catalogue = registry.load("v000002").catalogue
     assert dict(zip(catalogue.item_ids, catalogue.titles, strict=True)) == {
         "item-1": "Bread at dawn", "new": "Just in", "item-2": "Old maps",
     }  # fmt: skip
+    assert registry.load("v000002").manifest.items_positions == {0: 3}, "a replica goes on from there"
     publish_items(kafka_settings, ("new", "No longer new"), withdraw=["item-2"])
     training.round()
     catalogue = registry.load("v000003").catalogue
     assert dict(zip(catalogue.item_ids, catalogue.titles, strict=True)) == {
         "item-1": "Bread at dawn", "new": "No longer new",
     }  # fmt: skip
+    assert registry.load("v000003").manifest.items_positions == {0: 5}
 
 
 def test_an_item_that_says_something_wrong_is_left_out(state, log, registry, kafka_settings):
