@@ -9,8 +9,8 @@ import multiprocessing
 import os
 import random
 import signal
-import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ TRAINING = TrainingConfig(
     batch_users=2, window=8, uniform_negatives=8, initial_steps=4, round_steps=3, averaging=0.9, replay_share=0.3
 )
 NOWHERE = KafkaSettings(bootstrap="127.0.0.1:9")
-CHUNKS, KILLS, EVENTS = 5, 10, 40
+CHUNKS, KILLS, EVENTS = 4, 10, 40
 
 
 class EmptyTopic:
@@ -114,21 +114,14 @@ def registry(state):
 # Killed
 
 
-def live(root, kill_at, counted):
-    """Archive chunk after chunk and train on each; killed at the `kill_at`-th call of a function, if that comes."""
+def live(root, after_s, used):
+    """Archive chunk after chunk and train on each; killed after so much CPU time, if that is not 0."""
     without_kafka()
     logging.disable(logging.CRITICAL)
+    signal.setitimer(signal.ITIMER_PROF, after_s)  # nobody handles its signal, so it ends the process at once
+    began = time.process_time()
     state = StateSettings(root=root)
-    calls = 0
-
-    def count(*_):
-        nonlocal calls
-        calls += 1
-        if calls == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
     log, done = ArchivedLog(state), root / "chunks"
-    sys.setprofile(count)
     known = int(done.read_text() or 0) if done.exists() else 0
     training = trainer(state)
     for chunk in range(CHUNKS):
@@ -136,38 +129,38 @@ def live(root, kill_at, counted):
         if chunk >= known:
             training.round()
             done.write_text(str(chunk + 1))
-    sys.setprofile(None)
-    counted.value = calls
+    used.value = time.process_time() - began
 
 
 @pytest.mark.timeout(300)
 def test_killed_at_any_moment_it_comes_to_the_weights_of_a_run_that_was_not(tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["streaming.trainer"])
-    counted = context.Value("q", 0)
+    used = context.Value("d", 0.0)
 
-    def life(name, kill_at=0):
-        (tmp_path / name).mkdir(exist_ok=True)
-        process = context.Process(target=live, args=(tmp_path / name, kill_at, counted))
+    def life(folder, after_s=0.0):
+        folder.mkdir(exist_ok=True)
+        process = context.Process(target=live, args=(folder, after_s, used))
         process.start()
         process.join()
         return process.exitcode
 
-    assert life("whole") == 0
-    moments, kills = random.Random(11), 0
-    while kills < KILLS:
-        # A life is often shorter than the rest of the run, so that a later one has something to repeat.
-        kills += life("killed", moments.randrange(counted.value // 3)) == -signal.SIGKILL
-        assert not (tmp_path / "killed" / "chunks").exists() or (tmp_path / "killed" / "chunks").read_text() != str(
-            CHUNKS
-        )
-    assert life("killed") == 0
-    whole, killed = (StateSettings(root=tmp_path / name) for name in ("whole", "killed"))
+    assert life(tmp_path / "whole") == 0
+    whole = StateSettings(root=tmp_path / "whole")
     assert standing(whole).rounds == CHUNKS
-    assert_same(checkpoint(whole), checkpoint(killed))
-    for of in (whole, killed):
-        found = Registry(of.registry)
-        assert_same(read_learner(found.folder(found.current())), checkpoint(of))
+    moments, kills, longest = random.Random(11), 0, used.value / 2
+    for run in range(KILLS):
+        folder = tmp_path / f"run {run}"
+        while (code := life(folder, moments.uniform(0.001, longest) if kills < KILLS else 0.0)) == -signal.SIGPROF:
+            kills += 1
+        assert code == 0
+        killed = StateSettings(root=folder)
+        assert_same(checkpoint(whole), checkpoint(killed))
+        found = Registry(killed.registry)
+        assert_same(read_learner(found.folder(found.current())), checkpoint(killed))
+        if kills == KILLS:
+            return
+    raise AssertionError("hardly any life was cut short")
 
 
 class Interrupted(BaseException):
@@ -276,6 +269,7 @@ def test_what_a_withdrawn_version_knew_is_not_trained_on_again(state, log, regis
     training.round()
     log.add(60)
     training.round()
+    registry.activate("v000001")
     training.go_back("v000001")
     assert training.status().version == "v000001"
     assert training.round() is None, "nothing new"
@@ -383,7 +377,7 @@ def test_a_gap_in_the_archive_is_told_and_training_goes_on(state, log):
     assert training.round() == "v000001"
     assert training.status().events == 100
     assert "the archive lacks 7 records" in (training.status().gap or "")
-    assert f"of partition 1: a file is missing" in (training.status().gap or "")
+    assert "of partition 1: a file is missing" in (training.status().gap or "")
 
 
 def test_what_deleted_users_did_is_not_trained_on_after_a_restart_or_in_replay(state, log):
