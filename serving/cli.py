@@ -397,6 +397,7 @@ def train(deploy: DeployFileArgument = DEFAULT_DEPLOY) -> None:
         trainer.resume()
         version = trainer.round()
     finally:
+        trainer.resign()
         done.set()
         watcher.join()
         steps.pause()

@@ -104,16 +104,20 @@ class Trainer:
                 pause = self._settings.interval_s if self._status.version else 1.0
                 stop.wait(max(0.0, began + pause - time.monotonic()))
         finally:
-            self._folder.resign()
+            self.resign()
 
     def lead(self) -> bool:
         """Become the one trainer of this state folder; False while another one is. Before `resume`."""
         return self._folder.lead()
 
+    def resign(self) -> None:
+        """Let another one lead."""
+        self._folder.resign()
+
     @property
     def rival(self) -> str:
         """Why this trainer does not lead."""
-        return f"another trainer ({self._folder.leader}) trains in {self._folder.folder}; this one waits for it to end"
+        return f"another trainer ({self._folder.leader}) trains in {self._folder.folder}; one at a time can"
 
     def resume(self) -> None:
         """Go on from the checkpoint, or from the registry's current version. Once, before the first round."""
