@@ -239,6 +239,10 @@ class Bundle:
         golden = tuple(bundle._answered(query) for query in _golden_queries(catalogue, model.vocabulary))
         return replace(bundle, manifest=manifest.model_copy(update={"golden": golden}))
 
+    def measured(self, metrics: Mapping[str, float]) -> "Bundle":
+        """The same bundle with these metrics."""
+        return replace(self, manifest=self.manifest.model_copy(update={"metrics": dict(metrics)}))
+
     @property
     def version(self) -> str:
         """The registry's id of this version; empty until it is written."""

@@ -143,6 +143,9 @@ class TrainingConfig(Frozen):
     )
     initial_steps: int = Field(500, ge=1, description="steps of the first model")
     round_steps: int = Field(60, ge=1, description="most steps of a later round")
+    replay_share: float = Field(
+        0.25, ge=0, lt=1, description="share of a later round's batches that is drawn from older events"
+    )
     threads: int = Field(1, ge=1, description="torch threads of the trainer")
     seed: int = 0
 

@@ -77,6 +77,7 @@ def prequential(
     search: Search | None = None,
     max_users: int = 2_000,
     seed: int = 0,
+    among: NDArray[np.uint64] | None = None,
 ) -> dict[str, float]:
     """Recall of `model`, trained on rows before `since_row`, on the engaged item events from there on.
 
@@ -96,6 +97,7 @@ def prequential(
         popularity: of the events before `since_row`; None computes it.
         search: None searches exactly.
         max_users: a random sample of this many users is tested.
+        among: count these items only, by their hashes: those that all versions have that are to be compared.
 
     Returns:
         recall@k: share of targets among k items in all (the embeddings divide k among them), mean over users.
@@ -109,7 +111,7 @@ def prequential(
     before = events.before(since_row)
     popularity = popularity or Popularity.of(before, catalogue, model.vocabulary)
     windows, subjects = Windows(events, model.vocabulary), Subjects(events, catalogue, model.config)
-    cases = _cases(windows, events, catalogue, model, since_row, only, max_users, seed)
+    cases = _cases(windows, events, catalogue, model, since_row, only, max_users, seed, among)
     lists = _Lists(model, search or exact_search(table), mode, outcomes or outcome_shares(before, model.vocabulary))
     popular = popularity.top(None, len(popularity.ranked[-1]))
     hits, hits_unordered, hits_popular, retrieved = [], [], [], []
@@ -147,12 +149,15 @@ def _cases(
     only: str | None,
     max_users: int,
     seed: int,
+    among: NDArray[np.uint64] | None,
 ) -> Cases:
     config, vocabulary = model.config, model.vocabulary
     row_of = catalogue.rows(events.item_hash[windows.order])
     row_of[events.is_query[windows.order]] = -1
     engaged = events.engaged(vocabulary)[windows.order] & (windows.order >= since_row)
     counts = engaged & (row_of >= 0)
+    if among is not None:
+        counts &= np.isin(events.item_hash[windows.order], among)
     if only is not None:
         counts &= windows.action == vocabulary.action_index[only]
     users = np.unique(windows.user[counts])

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -120,6 +120,44 @@ class Catalogue:
             content=content,
             has_content=has_content,
         )
+
+    @classmethod
+    def following(
+        cls, known: Self | None, items: Mapping[str, Item], changed: Collection[str], config: ModelConfig
+    ) -> Self:
+        """The catalogue of exactly `items`: those of `known` in their order, then the others by id.
+
+        Args:
+            known: an older catalogue for the same config.
+            items: by item id.
+            changed: those whose rows are made anew; an item that `known` does not have is made in any case.
+
+        Raises:
+            ValueError: see `of`.
+        """
+        row_of = {name: row for row, name in enumerate(known.item_ids) if name in items} if known is not None else {}
+        anew = set(changed) | (items.keys() - row_of.keys())
+        order = [*row_of, *sorted(items.keys() - row_of.keys())]
+        made = cls.of([items[name] for name in order if name in anew], config)
+        if known is None or len(made) == len(order):
+            return made
+        is_new = np.fromiter((name in anew for name in order), np.bool_, len(order))
+        kept = np.fromiter((row_of[name] for name in order if name not in anew), np.int64, len(order) - len(made))
+        columns: dict[str, Any] = {}
+        for name in ("hashes", "created_at", "bags", "content", "has_content"):
+            new = getattr(made, name)
+            column = np.empty((len(order), *new.shape[1:]), new.dtype)
+            column[is_new], column[~is_new] = new, getattr(known, name)[kept]
+            columns[name] = column
+        for name in ("titles", "categories"):
+            new, old = iter(getattr(made, name)), getattr(known, name)
+            columns[name] = [next(new) if item in anew else old[row_of[item]] for item in order]
+        return cls(item_ids=order, **columns)
+
+    def same_as(self, other: "Catalogue") -> bool:
+        """Whether both hold the same rows in the same order."""
+        pairs = [(getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__]
+        return all(np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b for a, b in pairs)
 
     def __len__(self) -> int:
         return len(self.item_ids)

@@ -100,23 +100,24 @@ class Exposures:
 def ranking_loss(
     model: "PinRecModel",
     exposures: Exposures,
-    rng: np.random.Generator,
     lo: Indices,
     hi: Indices,
+    since: Indices,
     item_BLD: Tensor,
     cache: "KVCache",
+    total: int,
 ) -> Tensor:
-    """Negative log-likelihood of what exposures met with, summed over actions, mean over exposures; 0 without any.
-
-    Of each window those behind a random part of it: what stands early sees little, and half the cost is saved. One
-    draw for all windows keeps the rows alike in length.
+    """Negative log-likelihood of what exposures met with, summed over actions and over exposures, by `total`.
 
     Args:
         lo, hi: the windows, as positions.
+        since: where in each window the exposures begin. The caller draws it: what stands early sees little, and half
+            the cost is saved. One draw for all windows keeps the rows alike in length.
         item_BLD: vectors of the items in them.
         cache: of the windows, with gradients: what retrieval learns from is not encoded again.
+        total: what the sum is divided by: the number of exposures in the whole batch.
     """
-    which_BC, real_BC = exposures.within(lo, hi, lo + (rng.random() * (hi - lo)).astype(np.int64))
+    which_BC, real_BC = exposures.within(lo, hi, since)
     if not real_BC.any():
         return torch.zeros(())
     at_BC = np.clip(exposures.start[which_BC] - lo[:, None], 0, item_BLD.shape[1] - 1)
@@ -131,4 +132,4 @@ def ranking_loss(
     )
     met_NO = torch.from_numpy(exposures.met[which_BC[real_BC]]).float()
     lost = F.binary_cross_entropy_with_logits(logit_BCO[torch.from_numpy(real_BC)], met_NO, reduction="sum")
-    return lost / len(met_NO)
+    return lost / total

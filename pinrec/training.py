@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -16,10 +16,11 @@ from pinrec.dataset import EventColumns
 from pinrec.items import Catalogue
 from pinrec.losses import exact_softmax, refused_softmax, sampled_softmax
 from pinrec.model import UNKNOWN, PinRecModel, previous_timestamps
+from pinrec.parallel import Group, Share
 from pinrec.ranking import Exposures, ranking_loss
 from pinrec.sketch import CountMinSketch
 from pinrec.subjects import Subjects
-from pinrec.windows import Indices, Windows
+from pinrec.windows import Indices, Targets, Windows
 
 IN_BATCH: Final = 512  # most in-batch negatives; the logits would grow with their square
 LONG_EVERY: Final = 4  # every so many batches hold windows as long as served histories
@@ -95,6 +96,7 @@ class Learner:
         progress: Callable[[int, int, float], None] | None = None,
         since_row: int = 0,
         schedule: Schedule | None = None,
+        group: Group | None = None,
     ) -> FitResult:
         """Train for `steps` steps on windows around the events at rows >= since_row.
 
@@ -105,15 +107,19 @@ class Learner:
             events, catalogue: all that is known; older events are context of the new ones.
             steps: none are made if there is nothing to predict.
             progress: called after each step with (steps done, steps, loss).
-            since_row: later rounds train on windows that hold events at this row or later.
+            since_row: later rounds train on windows that hold events at this row or later, beside a replay of older
+                windows that takes `training.replay_share` of each batch.
             schedule: this fit is a part of a longer one; None = it is whole.
+            group: processes that make this very call together, each with a learner in the same state; a batch is then
+                as many times larger, and all end with the same weights. Every one of them must be told the same.
         """
         began = time.perf_counter()
         windows, subjects = Windows(events, self.vocabulary), Subjects(events, catalogue, self.config)
         subject_of, surface_of = subjects.of_event[windows.order], events.surface[windows.order].astype(np.int64)
         exposures = Exposures(windows, events, self.vocabulary) if self.model.ranking is not None else None
+        share = Share(group)
         step_data = _StepData(
-            windows, subjects, subject_of, surface_of, len(catalogue), self._tuned_surfaces(), exposures
+            windows, subjects, subject_of, surface_of, len(catalogue), self._tuned_surfaces(), exposures, share
         )
         rng = np.random.default_rng((self.training.seed, self.step))
         losses: list[float] = []
@@ -121,13 +127,13 @@ class Learner:
         later = self.fits > 0 and schedule is None
         schedule = schedule or Schedule(0, steps)
         peak = self.training.learning_rate * (LATER_RATE if later else 1.0)
-        batches = self._batches(windows, rng, since_row)
+        batches = self._batches(windows, rng, since_row, share.ranks)
         self.model.train()
         with torch.random.fork_rng():
             torch.manual_seed(self.training.seed + self.step)
             for done, (lo, hi) in zip(range(steps), batches, strict=False):
-                for group in self.optimizer.param_groups:
-                    group["lr"] = peak * group["scale"] * _rate(schedule.first + done, schedule.total)
+                for alike in self.optimizer.param_groups:
+                    alike["lr"] = peak * alike["scale"] * _rate(schedule.first + done, schedule.total)
                 tuned = schedule.first + done >= (1 - self.training.fine_tune_share) * schedule.total
                 loss, predicted = self._step(step_data, rng, lo, hi, tuned)
                 losses.append(loss)
@@ -153,20 +159,36 @@ class Learner:
                 raise ValueError(f"fine_tune_surfaces: {name!r} is not a declared surface")
         return np.array([name in names for name in self.vocabulary.surfaces]) if names else None
 
-    def _batches(self, windows: Windows, rng: np.random.Generator, since_row: int) -> Iterator[tuple[Indices, Indices]]:
+    def _batches(
+        self, windows: Windows, rng: np.random.Generator, since_row: int, ranks: int
+    ) -> Iterator[tuple[Indices, Indices]]:
         """Windows [lo, hi) of one step after the other, without end; none where there is nothing to predict."""
-        if not windows.predictable(since_row):
+        new, old = slice(since_row, None), slice(since_row)
+        if not windows.predictable(new):
             return
-        lots = [self._lots(windows, rng, length, since_row) for length in (self.training.window, self.config.history)]
+        replayed = self.training.replay_share if windows.predictable(old) else 0.0
+        parts = [(new, 1 - replayed), (old, replayed)] if replayed else [(new, 1.0)]
+        lots = [
+            [self._lots(windows, rng, length, rows, ranks * share) for rows, share in parts]
+            for length in (self.training.window, self.config.history)
+        ]
         for number in range(self.step, 2**62):
-            yield next(lots[number % LONG_EVERY == LONG_EVERY - 1])
+            drawn = [next(lot) for lot in lots[number % LONG_EVERY == LONG_EVERY - 1]]
+            yield (
+                drawn[0]
+                if len(drawn) == 1
+                else (
+                    np.concatenate([lo for lo, _ in drawn]),
+                    np.concatenate([hi for _, hi in drawn]),
+                )
+            )
 
     def _lots(
-        self, windows: Windows, rng: np.random.Generator, length: int, since_row: int
+        self, windows: Windows, rng: np.random.Generator, length: int, rows: slice, share: float
     ) -> Iterator[tuple[Indices, Indices]]:
-        budget = max(length, self.training.batch_users * self.training.window)
+        budget = max(length, round(share * self.training.batch_users * self.training.window))
         while True:
-            lo, hi = windows.epoch(rng, length, since_row)
+            lo, hi = windows.epoch(rng, length, rows)
             shuffled = rng.permutation(len(lo))
             # About as many windows to a lot as fill BUCKETED batches.
             size = max(1, int(BUCKETED * budget / max(1.0, float((hi - lo).mean()))))
@@ -186,7 +208,7 @@ class Learner:
         A `tuned` step is one of surface-wise fine-tuning with impression negatives.
         """
         self.step += 1
-        windows, training, model = data.windows, self.training, self.model
+        windows, training, exposures = data.windows, self.training, data.exposures
         position_BL = lo[:, None] + np.arange(int((hi - lo).max()))
         real_BL = position_BL < hi[:, None]
         position_BL = np.minimum(position_BL, hi[:, None] - 1)
@@ -195,15 +217,53 @@ class Learner:
         aims = windows.targets(rng, source, later, self.config.max_offset_s, training.feed_relaxation)
         if tuned and data.tuned_surfaces is not None:
             aims = aims.at(data.tuned_surfaces[data.surface_of[aims.target]])
-        if not len(aims.target):
+        if not (predictions := len(aims.target)):
             return float("nan"), 0
 
-        asked_M = torch.from_numpy(aims.asked)
-        offset_s = windows.timestamp[aims.target] - windows.timestamp[source[aims.asked]]
+        # Whatever is drawn is drawn for the whole batch: all ranks of a group draw the same.
         pool = self._pool(data, rng, data.subject_of[aims.target])
+        action_BL, since, exposed = windows.action[position_BL], lo, 0
+        if exposures is not None:
+            action_BL[rng.random(action_BL.shape) < training.action_mask] = UNKNOWN
+        dropped_CM = rng.random((4, predictions)) < DROP
+        if exposures is not None:
+            since = lo + (rng.random() * (hi - lo)).astype(np.int64)
+            exposed = int(exposures.within(lo, hi, since)[1].sum())
+
+        ours, rows = data.share.mine(np.nonzero(real_BL)[0]), data.share.windows
+        asked_M = ours[aims.asked]
+        part = _Part(
+            lo=lo[rows],
+            hi=hi[rows],
+            since=since[rows],
+            position_BL=position_BL[rows],
+            real_BL=real_BL[rows],
+            action_BL=action_BL[rows],
+            aims=replace(aims.at(asked_M), asked=(np.cumsum(ours) - 1)[aims.asked[asked_M]]),
+            dropped_CM=dropped_CM[:, asked_M],
+            predictions=predictions,
+            exposed=exposed,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._part_loss(data, part, pool, tuned)
+        if loss.requires_grad:
+            torch.autograd.backward(loss)
+        total = data.share.sum_gradients(list(self.model.parameters()), loss)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self._average()
+        return total, predictions
+
+    def _part_loss(self, data: "_StepData", part: "_Part", pool: "_Pool", tuned: bool) -> Tensor:
+        """What one process's windows add to the loss of the step, a scalar; without gradient where it has nothing."""
+        windows, training, model, aims = data.windows, self.training, self.model, part.aims
+        if not len(part.lo):
+            return torch.zeros(())
+        source = part.position_BL[part.real_BL]
+        offset_s = windows.timestamp[aims.target] - windows.timestamp[source[aims.asked]]
         weighed = tuned and training.impression_weight > 0
         refused_MR = windows.refused(source[aims.asked]) if weighed else np.full((len(aims.target), 0), -1)
-        parts = (position_BL, aims.admissible, refused_MR)
+        parts = (part.position_BL, aims.admissible, refused_MR)
         used, codes = np.unique(
             np.concatenate([*(data.subjects_at(positions).ravel() for positions in parts), pool.subject]),
             return_inverse=True,
@@ -212,33 +272,33 @@ class Learner:
         input_BL, positive_MA, negative_MR, pool_P = torch.split(
             torch.from_numpy(codes - int(used[0] < 0)), [*(positions.size for positions in parts), len(pool.subject)]
         )
-        timestamp_BL = torch.from_numpy(windows.timestamp[position_BL])
-        item_BLD, action_BL = vectors_UD[input_BL].view(*position_BL.shape, -1), windows.action[position_BL]
-        if data.exposures is not None:
-            action_BL[rng.random(action_BL.shape) < training.action_mask] = UNKNOWN
+        timestamp_BL = torch.from_numpy(windows.timestamp[part.position_BL])
+        item_BLD = vectors_UD[input_BL].view(*part.position_BL.shape, -1)
         x_BLD = model.tokens(
             item_BLD,
-            torch.from_numpy(action_BL),
-            torch.from_numpy(data.surface_of[position_BL]),
+            torch.from_numpy(part.action_BL),
+            torch.from_numpy(data.surface_of[part.position_BL]),
             timestamp_BL,
             previous_timestamps(timestamp_BL),
         )
-        exposures = data.exposures
-        h_BLD, cache = (model(x_BLD), None) if exposures is None else model.prefill(x_BLD, torch.from_numpy(hi - lo))
-        h_MD = h_BLD[torch.from_numpy(real_BL)][asked_M]
-        e_MD = self._predict(rng, h_MD, windows.action[aims.target], data.surface_of[aims.target], offset_s)
-        positive_MA, negative_MR = positive_MA.view(aims.admissible.shape), negative_MR.view(refused_MR.shape)
-        loss = self._loss(e_MD, vectors_UD, positive_MA, pool_P, pool.log_weight)
-        if weighed:
-            loss = loss + training.impression_weight * self._refusal_loss(e_MD, vectors_UD, positive_MA, negative_MR)
-        if exposures is not None and cache is not None:
-            loss = loss + training.ranking_weight * ranking_loss(model, exposures, rng, lo, hi, item_BLD, cache)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        self.optimizer.step()
-        self._average()
-        return float(loss.detach()), len(aims.target)
+        length_B = torch.from_numpy(part.hi - part.lo)
+        h_BLD, cache = (model(x_BLD), None) if data.exposures is None else model.prefill(x_BLD, length_B)
+        loss = torch.zeros(())
+        if len(aims.target):
+            h_MD = h_BLD[torch.from_numpy(part.real_BL)][torch.from_numpy(aims.asked)]
+            e_MD = self._predict(
+                part.dropped_CM, h_MD, windows.action[aims.target], data.surface_of[aims.target], offset_s
+            )
+            positive_MA, negative_MR = positive_MA.view(aims.admissible.shape), negative_MR.view(refused_MR.shape)
+            loss = self._loss(e_MD, vectors_UD, positive_MA, pool_P, pool.log_weight)
+            if weighed:
+                refusal = self._refusal_loss(e_MD, vectors_UD, positive_MA, negative_MR)
+                loss = loss + training.impression_weight * refusal
+            loss = loss * (len(aims.target) / part.predictions)
+        if data.exposures is not None and cache is not None:
+            ranked = ranking_loss(model, data.exposures, part.lo, part.hi, part.since, item_BLD, cache, part.exposed)
+            loss = loss + training.ranking_weight * ranked
+        return loss
 
     def _loss(
         self, e_MD: Tensor, vectors_UD: Tensor, positive_MA: Tensor, pool_P: Tensor, log_weight_P: Tensor
@@ -283,10 +343,15 @@ class Learner:
         torch._foreach_lerp_(list(self.average.values()), list(self.model.parameters()), 1 - stays)
 
     def _predict(
-        self, rng: np.random.Generator, h_MD: Tensor, outcome: Indices, surface: Indices, offset_s: NDArray[np.float64]
+        self,
+        dropped_CM: NDArray[np.bool_],
+        h_MD: Tensor,
+        outcome: Indices,
+        surface: Indices,
+        offset_s: NDArray[np.float64],
     ) -> Tensor:
         """Embeddings [M, D], conditioned on what the targets turned out to be, less what is dropped."""
-        drop_all, drop_outcome, drop_surface, drop_offset = rng.random((4, len(h_MD))) < DROP
+        drop_all, drop_outcome, drop_surface, drop_offset = dropped_CM
         everything = drop_all | (self.mode == "unconditioned")
         outcome = np.where(everything | drop_outcome, -1, outcome)
         surface = np.where(everything | drop_surface, -1, surface)
@@ -378,10 +443,35 @@ class _StepData:
 
     tuned_surfaces: NDArray[np.bool_] | None
     exposures: Exposures | None
+    share: Share
 
     def subjects_at(self, positions: Indices) -> Indices:
         """Subjects of events; -1 for -1."""
         return np.where(positions >= 0, self.subject_of[positions], -1)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One process's windows of a batch, and what was drawn for them.
+
+    Attributes:
+        lo, hi, since: int64[B]; ranking learns from the exposures that begin in [since, hi).
+        position_BL, real_BL, action_BL: see `Learner._step`.
+        aims: `asked` counts the real positions of these windows.
+        dropped_CM: bool[4, M], conditions left out: all, outcome, surface, offset.
+        predictions, exposed: of the whole batch; the loss is a mean over them.
+    """
+
+    lo: Indices
+    hi: Indices
+    since: Indices
+    position_BL: Indices
+    real_BL: NDArray[np.bool_]
+    action_BL: Indices
+    aims: Targets
+    dropped_CM: NDArray[np.bool_]
+    predictions: int
+    exposed: int
 
 
 @dataclass(frozen=True)

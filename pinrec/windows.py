@@ -76,19 +76,19 @@ class Windows:
     def __len__(self) -> int:
         return len(self.order)
 
-    def predictable(self, since_row: int) -> bool:
-        """Whether any user with an event at `since_row` or later has anything to predict."""
+    def predictable(self, rows: slice) -> bool:
+        """Whether any user with an event at the given rows has anything to predict."""
         some = np.zeros(len(self.start), np.bool_)
         ahead = self._first > self.start[self.user[self._target]]
         some[self.user[self._target[ahead]]] = True
-        return bool(some[self.user[self.order >= since_row]].any())
+        return bool(some[self.user[self._at(rows)]].any())
 
-    def epoch(self, rng: np.random.Generator, length: int, since_row: int) -> tuple[Indices, Indices]:
-        """Windows [lo, hi) of at most `length` events that cover each event at `since_row` or later about once.
+    def epoch(self, rng: np.random.Generator, length: int, rows: slice) -> tuple[Indices, Indices]:
+        """Windows [lo, hi) of at most `length` events that cover each event at the given rows about once.
 
         A user with n such events gives ceil(n / length) windows, each around a random one of them.
         """
-        new = np.flatnonzero(self.order >= since_row)
+        new = np.flatnonzero(self._at(rows))
         users, starts, counts = np.unique(self.user[new], return_index=True, return_counts=True)
         draws = -(-counts // length)
         owner = np.repeat(np.arange(len(users)), draws)
@@ -145,6 +145,12 @@ class Windows:
         shown = self._refused[np.minimum(rank, len(self._refused) - 1)]
         there = (rank < len(self._refused)) & (self.user[shown] == self.user[source][:, None])
         return np.where(there, shown, -1)
+
+    def _at(self, rows: slice) -> NDArray[np.bool_]:
+        """Which positions hold events at the rows, bool[n]."""
+        start, stop, _ = rows.indices(len(self))
+        at: NDArray[np.bool_] = (self.order >= start) & (self.order < stop)
+        return at
 
     def _of_same_user(self, rank: Indices, position: Indices) -> NDArray[np.bool_]:
         """Whether there is a target of this rank and it is of the same user as `position`."""

@@ -392,9 +392,12 @@ def train(deploy: DeployFileArgument = DEFAULT_DEPLOY) -> None:
     watcher = threading.Thread(target=show, daemon=True)
     watcher.start()
     try:
+        if not trainer.lead():
+            raise UsageError(trainer.rival)
         trainer.resume()
         version = trainer.round()
     finally:
+        trainer.resign()
         done.set()
         watcher.join()
         steps.pause()
@@ -417,11 +420,11 @@ def list_models(url: Url = DEFAULT_URL) -> None:
     with PinRecClient(url) as client:
         found = client.models()
     table = Table()
-    for name in ("version", "", "items", "recall@10", "popularity's", "problem"):
+    for name in ("version", "", "items", "recall@10", "before", "popularity's", "problem"):
         table.add_column(name)
     for version in found.versions:
         mark = "pinned" if version.version == found.pinned else "current" if version.current else ""
-        recalls = (version.metrics.get(name) for name in ("recall@10", "recall@10_popularity"))
+        recalls = (version.metrics.get(name) for name in ("candidate_recall@10", "recall@10", "recall@10_popularity"))
         cells = ("" if recall is None else f"{recall:.3f}" for recall in recalls)
         table.add_row(version.version, mark, f"{version.items:,}", *cells, version.problem or "")
     console.print(table)

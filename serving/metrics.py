@@ -36,11 +36,17 @@ METRICS: Final[dict[str, str]] = {
     "pinrec_model_swaps": "models gone live since start, all replicas",
     "pinrec_replicas_behind": "replicas that cannot load the model they should serve and go on with an older one",
     "pinrec_models_refused": "models refused since start, all replicas",
+    "pinrec_trainer_rounds": "versions published since start",
+    "pinrec_trainer_recall": "recall@10 of the version that served on what it was not trained on; NaN if not known",
+    "pinrec_trainer_candidate_recall": "the same of the version that was to follow it, on the same events",
+    "pinrec_trainer_gap": "1 when the archive lacks records",
 }
 
 
 def render(status: Status) -> str:
     """All metrics in Prometheus's text format."""
+    trainer = status.trainer or {}
+    measured = trainer.get("metrics") or {}
     values = {
         "pinrec_ready": float(status.ready),
         "pinrec_troubles": len(status.degraded),
@@ -68,6 +74,10 @@ def render(status: Status) -> str:
         "pinrec_model_swaps": _sum(status.recommenders, "swaps"),
         "pinrec_replicas_behind": sum(r["behind"] is not None for r in status.recommenders),
         "pinrec_models_refused": sum(len(r["refused"]) for r in status.recommenders),
+        "pinrec_trainer_rounds": trainer.get("rounds", 0),
+        "pinrec_trainer_recall": measured.get("recall@10", math.nan),
+        "pinrec_trainer_candidate_recall": measured.get("candidate_recall@10", math.nan),
+        "pinrec_trainer_gap": float(trainer.get("gap") is not None),
     }
     registry = CollectorRegistry()
     for name, meaning in METRICS.items():

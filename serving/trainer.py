@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ray import serve
 
 from serving.config import AppSettings
+from streaming.process import keep_freed_memory
 from streaming.trainer_status import TrainerStatus
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_NICENESS = 10
+_KEPT_BYTES = 256 << 20
 
 
 @serve.deployment(name="Trainer")
@@ -34,7 +35,7 @@ class TrainerDeployment:
     async def status(self) -> dict[str, Any]:
         """How training stands."""
         status = self._trainer.status() if self._trainer else TrainerStatus()
-        troubles = [trouble for trouble in (self._crashed, status.error) if trouble]
+        troubles = [trouble for trouble in (self._crashed, status.error, status.gap) if trouble]
         return {"pid": os.getpid(), "troubles": troubles, **dataclasses.asdict(status)}
 
     def check_health(self) -> None:
@@ -52,7 +53,8 @@ class TrainerDeployment:
     def _run(self) -> None:
         # On Linux a thread has a niceness of its own, which the threads it starts inherit: training gives way, the
         # replica's answers to Serve do not. Torch is imported here, so that the application need not wait for it.
-        os.nice(_NICENESS)
+        os.nice(self._settings.trainer.niceness)
+        keep_freed_memory(_KEPT_BYTES)
         try:
             import torch
 

@@ -141,6 +141,13 @@ class Archive:
                 ends[span.partition] = max(ends[span.partition], span.next)
         return ends
 
+    def ends(self) -> dict[int, int]:
+        """The end of each partition's last file, gaps or not."""
+        ends: dict[int, int] = {}
+        for span in self._spans():
+            ends[span.partition] = max(ends.get(span.partition, 0), span.next)
+        return ends
+
     def gaps(self) -> list[Gap]:
         """Offsets that are missing between the first and the last archived one of each partition."""
         gaps = []

@@ -59,6 +59,13 @@ class TrainerSettings(Frozen):
     min_events: int = Field(1_000, ge=2, description="engaged events before the first model is trained")
     max_events: int = Field(2_000_000, ge=2, description="newest archived events that training looks at")
     keep_versions: int = Field(5, ge=3)
+    holdout_share: float = Field(
+        0.1, ge=0, le=0.5, description="share of users whose newest events versions are compared on before they train"
+    )
+    holdout_events: int = Field(
+        1_000, ge=1, description="so many of those users' engaged events are held back, at most"
+    )
+    niceness: int = Field(10, ge=0, le=19, description="of the training thread, above the other processes'")
 
 
 class StateSettings(Frozen):
@@ -76,6 +83,11 @@ class StateSettings(Frozen):
     def archive(self) -> Path:
         """Parquet files of all applied events."""
         return self.root / "archive"
+
+    @property
+    def trainer(self) -> Path:
+        """The trainer's checkpoint."""
+        return self.root / "trainer"
 
     @property
     def registry(self) -> Path:

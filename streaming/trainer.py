@@ -1,5 +1,6 @@
 """The periodic trainer: archive and catalogue in, bundles out."""
 
+import contextlib
 import logging
 import threading
 import time
@@ -7,39 +8,41 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import torch
+from torch import Tensor
 
-from pinrec.bundle import Bundle, BundleError, read_learner
+from pinrec.bundle import Bundle, BundleError, read_learner, read_manifest
 from pinrec.config import GenerationConfig, ModelConfig, TrainingConfig, Vocabulary
-from pinrec.dataset import EventColumns
-from pinrec.evaluation import prequential
-from pinrec.items import Catalogue, Item
+from pinrec.evaluation import outcome_shares, prequential
+from pinrec.items import Catalogue
 from pinrec.popularity import Popularity
 from pinrec.registry import Registry, RegistryError
 from pinrec.training import Learner
 from streaming.archive import Archive
-from streaming.catalogue import CatalogueView
+from streaming.checkpoint import Plan, Published, TrainerFolder
 from streaming.config import KafkaSettings, StateSettings, TrainerSettings
 from streaming.publisher import EventPublisher, PublishError
 from streaming.schema import EventCodec, ModelAnnouncement
 from streaming.trainer_status import TrainerStatus
+from streaming.training_catalogue import TrainingCatalogue
+from streaming.training_log import RoundEvents, Standing, TrainingLog
 
 log = logging.getLogger(__name__)
 
-COLUMNS = (
-    *("partition", "offset", "arrived", "user_id", "item_id", "action", "surface", "timestamp"),
-    *("item_type", "query", "feed_id"),
-)
-_POSITIONS = "archive.positions"
+_LEAD_EVERY_S = 1.0
+_K = 10
+_OF_WEIGHTS = ("nan", "norm")
 
 
 class Trainer:
     """Every `interval_s` goes on from the last weights with what the archive gained, and publishes a bundle.
 
-    Where it stands in the archive is written into each bundle beside the learner's state, so a
-    restart goes on from the newest version and neither skips an event nor takes one for new twice.
+    A round is a function of the checkpoint, of where its events end and of its catalogue, all of which are on the
+    disk before it begins: killed at any moment and started again, the trainer comes to the same weights. Each bundle
+    holds a copy of the learner's state too: from the version that the registry points to, where that is not the one
+    published last, and where there is no checkpoint.
+
+    What a share of the users did last is held out. Each version is measured on it, beside the one that serves, before
+    either was trained on it.
 
     The catalogue is what the items topic says. Where that topic is empty, as with a bare log of
     events, it is the items that the events name.
@@ -58,17 +61,19 @@ class Trainer:
         pinned: str | None = None,
     ) -> None:
         self._kafka, self._vocabulary, self._settings, self._pinned = kafka, vocabulary, trainer, pinned
-        self._training, self._generation = training, generation
+        self._model, self._training, self._generation = model, training, generation
         self._archive, self._registry = Archive(state.archive), Registry(str(state.registry))
+        self._folder = TrainerFolder(state.trainer)
+        self._log = TrainingLog(self._archive, vocabulary, trainer)
         self._new_learner = partial(Learner, model, vocabulary, training, generation.mode)
         self._learner = self._new_learner()
-        self._catalogue: CatalogueView | None = None
+        self._standing = Standing()
+        self._unsaved = False
+        self._published: Published | None = None
+        self._live: tuple[str, Bundle] | None = None
+        self._catalogue = TrainingCatalogue(kafka, self._folder, model)
+        self._items: tuple[str, Catalogue, dict[int, int]] | None = None
         self._publisher: EventPublisher | None = None
-        self._rows: pa.Table | None = None
-        self._positions: dict[int, int] = {}
-        self._trained: dict[int, int] = {}
-        self._live: Bundle | None = None
-        self._unpublished = False
         self._metrics: dict[str, float] = {}
         self._status = TrainerStatus()
 
@@ -77,19 +82,53 @@ class Trainer:
         return self._status
 
     def run(self, stop: threading.Event) -> None:
-        """Train until told to stop. A round that fails is noted, and the next one tried."""
-        self.resume()
-        while not stop.is_set():
-            began = time.monotonic()
-            try:
-                self.round()
-                self._note(phase="idle" if self._status.version else "waiting for events", error=None)
-            except (OSError, RegistryError, BundleError, TimeoutError, ValueError) as error:
-                log.exception("a training round failed")
-                self._note(phase="idle", error=f"{type(error).__name__}: {error}")
-            # Before the first model every second counts; afterwards the interval is from start to start.
-            pause = self._settings.interval_s if self._status.version else 1.0
-            stop.wait(max(0.0, began + pause - time.monotonic()))
+        """Train until told to stop. A round that fails is noted, and the next one tried.
+
+        Only one trainer of a state folder trains; another one waits until that ends, and says so.
+        """
+        while not self.lead():
+            self._note(phase="standing by", error=self.rival)
+            if stop.wait(_LEAD_EVERY_S):
+                return
+        try:
+            self.resume()
+            while not stop.is_set():
+                began = time.monotonic()
+                try:
+                    self.round()
+                    self._note(phase="idle" if self._status.version else "waiting for events", error=None)
+                except (OSError, RegistryError, BundleError, TimeoutError, ValueError) as error:
+                    log.exception("a training round failed")
+                    self._note(phase="idle", error=f"{type(error).__name__}: {error}")
+                # Before the first model every second counts; afterwards the interval is from start to start.
+                pause = self._settings.interval_s if self._status.version else 1.0
+                stop.wait(max(0.0, began + pause - time.monotonic()))
+        finally:
+            self.resign()
+
+    def lead(self) -> bool:
+        """Become the one trainer of this state folder; False while another one is. Before `resume`."""
+        return self._folder.lead()
+
+    def resign(self) -> None:
+        """Let another one lead."""
+        self._folder.resign()
+
+    @property
+    def rival(self) -> str:
+        """Why this trainer does not lead."""
+        return f"another trainer ({self._folder.leader}) trains in {self._folder.folder}; one at a time can"
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, or from the registry's current version. Once, before the first round."""
+        self._published = self._folder.published()
+        self._restore()
+        try:
+            self._follow()
+        except RegistryError as error:  # each round says so, until it is mended
+            log.warning("%s", error)
+        if self._published is not None:
+            self._note(version=self._published.version)
 
     def round(self) -> str | None:
         """Train on what is new and publish.
@@ -101,81 +140,172 @@ class Trainer:
             OSError, RegistryError, BundleError: nothing was published; the old version stands, and what was
                 learnt is published by the next round.
         """
-        self._unpublished |= self._update_catalogue()
-        since_row = self._gather()
-        if self._rows is None or not len(self._rows):
+        if self._unsaved:
+            self._save()
+        self._follow()
+        self._catalogue.update()
+        self._log.update()
+        self._note(gap=self._gap())
+        plan = self._folder.plan(self._standing.rounds + 1, self._model)
+        work = self._log.round(self._standing, plan.until) if plan else None
+        catalogue = self._folder.catalogue(self._model) if plan else None
+        as_of = plan.items if plan else {}
+        if catalogue is None or not self._new(work):  # none was begun, or those who did all of it were deleted since
+            plan, work = None, self._log.round(self._standing)
+            if work is None:
+                return None
+            catalogue, as_of = self._catalogue.make(work.named, self._published_items())
+        assert work is not None
+        self._note(events=len(work.events))
+        if new := self._new(work):
+            if plan is None:
+                until = dict(self._log.positions)
+                plan = Plan(number=work.after.rounds, until=until, config=self._model, items=as_of)
+                self._folder.begin(plan, catalogue)
+            self._train(work, catalogue, new)
+        if not self._learner.fits or not (self._unpublished or self._is_other(catalogue)):
             return None
-        events = EventColumns.of_columns(_columns(self._rows), self._vocabulary)
-        self._note(events=len(events))
-        first = self._learner.fits == 0
-        engaged = events.engaged(self._vocabulary)
-        if first and int(engaged.sum()) < self._settings.min_events:
-            return None
-        new = int(engaged[since_row:].sum())
-        if not first and not new and not self._unpublished:
-            return None
-        catalogue, positions = self._make_catalogue()
-        if first or new:
-            if self._live is not None and not first:
-                self._note(phase="evaluating", step=0, steps=0)
-                self._metrics |= self._evaluate(self._live, events, since_row)
-            self._train(events, catalogue, self._steps(first, new), 0 if first else since_row)
-        self._note(phase="publishing")
-        metrics = {name: figure for name, figure in self._metrics.items() if np.isfinite(figure)}
-        return self._publish(events, catalogue, positions, metrics)
+        try:
+            return self._publish(work, catalogue, as_of)
+        except BundleError as error:
+            if error.check in _OF_WEIGHTS:
+                self._give_up()
+            raise
 
-    def _train(self, events: EventColumns, catalogue: Catalogue, steps: int, since_row: int) -> None:
+    def go_back(self, version: str) -> None:
+        """Go on from a version's weights. What was learnt since is given up, with the events it was learnt from.
+
+        Those are never trained on again: they may be why the version that knew them was withdrawn.
+
+        Raises:
+            ValueError: the version holds no training state, or one of a model of other sizes.
+            RegistryError, OSError: it is not there, or cannot be read.
+        """
+        state = read_learner(self._registry.folder(version))
+        if state is None:
+            raise ValueError(f"{version} holds no training state")
+        try:
+            standing = Standing.taken_from(state)
+        except KeyError:
+            raise ValueError(f"{version} does not say which events it was trained on") from None
+        learner = self._new_learner()
+        learner.load_state(state)
+        ends = self._archive.ends()
+        if any(position > ends.get(partition, 0) for partition, position in standing.positions.items()):
+            log.warning("%s was trained on another archive; all events of this one are new to it", version)
+            standing = Standing(rounds=standing.rounds)
+        self._standing = self._standing.gone_back(standing)
+        self._learner, self._live, self._metrics = learner, None, {}
+        self._unsaved = True
+        self._save()
+        self._note_published(version)
+        log.info("training goes on from %s", version)
+
+    @property
+    def _unpublished(self) -> bool:
+        """Whether the learner knows more than any version published."""
+        return self._published is None or self._published.number != self._standing.rounds
+
+    def _new(self, work: RoundEvents | None) -> int:
+        """Engaged events to train on; 0 where there is nothing to do, or too little for a first model."""
+        if work is None:
+            return 0
+        engaged = work.events.engaged(self._vocabulary)
+        if not self._learner.fits and int(engaged.sum()) < self._settings.min_events:
+            return 0
+        return int(engaged[work.since : work.held].sum())
+
+    def _train(self, work: RoundEvents, catalogue: Catalogue, new: int) -> None:
+        first = self._learner.fits == 0
+        steps = self._steps(first, new)
         self._note(phase="training", step=0, steps=steps)
-        fit = self._learner.fit(events, catalogue, steps, self._progress, since_row)
+        since_row = 0 if first else work.since
+        try:
+            fit = self._learner.fit(work.events.before(work.held), catalogue, steps, self._progress, since_row)
+        except BaseException:
+            self._restore()  # half a round is nothing to go on from
+            raise
         if fit.steps:
             self._metrics |= {"loss": fit.loss, "events_per_s": fit.events_per_s}
         # From here on the learner knows these events, whether or not they can be published.
-        self._trained, self._unpublished = dict(self._positions), True
-
-    def _evaluate(self, live: Bundle, events: EventColumns, since_row: int) -> dict[str, float]:
-        """Predict the new events with the version that serves, before anything is trained on them."""
-        return prequential(
-            live.model,
-            live.table,
-            live.catalogue,
-            events,
-            since_row,
-            mode=live.manifest.mode,
-            steps=self._generation.steps,
-            outcomes=live.outcomes,
-            search=live.index.search,
-        )
+        self._standing, self._unsaved = work.after, True
+        self._save()
 
     def _steps(self, first: bool, new: int) -> int:
         if first:
             return self._training.initial_steps
         # About two passes over the new events; more would learn the last minutes by heart.
-        per_step = self._training.batch_users * 4
-        return max(1, min(self._training.round_steps, 2 * new // per_step))
+        per_step = self._training.batch_users * 4 * (1 - self._training.replay_share)
+        return max(1, min(self._training.round_steps, int(2 * new / per_step)))
 
-    def _publish(
-        self, events: EventColumns, catalogue: Catalogue, positions: dict[int, int], metrics: dict[str, float]
-    ) -> str:
-        trained_until = float(events.arrived.max())
+    def _publish(self, work: RoundEvents, catalogue: Catalogue, as_of: dict[int, int]) -> str:
+        self._note(phase="publishing")
+        trained = work.events.before(work.held)
+        trained_until = float(trained.arrived.max(initial=self._status.trained_until or 0.0))
         bundle = Bundle.of(
-            self._learner.model,
+            self._learner.served(),
             catalogue,
-            Popularity.of(events, catalogue, self._vocabulary),
+            Popularity.of(work.events, catalogue, self._vocabulary),
             mode=self._generation.mode,
-            outcomes=self._generation.default_outcomes or _frequencies(events, self._vocabulary),
-            metrics=metrics,
+            outcomes=self._generation.default_outcomes or outcome_shares(trained, self._vocabulary),
             trained_until=trained_until,
-            items_positions=positions,
+            items_positions=as_of,
         )
-        trained = torch.tensor(sorted(self._trained.items()), dtype=torch.int64).reshape(-1, 2)
-        learner = self._learner.state() | {_POSITIONS: trained}
-        version = self._registry.publish(bundle, learner)
-        self._live, self._unpublished, self._metrics = bundle, False, {}
-        self._note(version=version, trained_until=trained_until, metrics=metrics, rounds=self._status.rounds + 1)
+        self._note(phase="evaluating", step=0, steps=0)
+        metrics = self._metrics | self._compare(bundle, work)
+        metrics = {name: value for name, value in metrics.items() if np.isfinite(value)}
+        bundle = bundle.measured(metrics)
+        self._note(phase="publishing")
+        version = self._registry.publish(bundle, self._state())
+        self._live, self._items, self._metrics = (version, bundle), (version, catalogue, as_of), {}
+        self._note_published(version)
+        self._note(trained_until=trained_until, metrics=metrics, rounds=self._status.rounds + 1)
         self._announce(version, trained_until, metrics)
         self._registry.prune(self._settings.keep_versions, pinned={self._pinned} if self._pinned else set())
         self._archive.purge()
         return version
+
+    def _compare(self, candidate: Bundle, work: RoundEvents) -> dict[str, float]:
+        """Predict what is held out with the version that serves and with the one that is to follow it.
+
+        Neither was trained on it. Items that only one of them has do not count.
+        """
+        serving = self._serving()
+        both = candidate.catalogue.hashes
+        if serving is not None:
+            both = np.intersect1d(both, serving.catalogue.hashes)
+        found = self._predict(candidate, work, both)
+        metrics = {"prequential_events": found["targets"], f"candidate_recall@{_K}": found[f"recall@{_K}"]}
+        return metrics if serving is None else metrics | self._predict(serving, work, both)
+
+    def _predict(self, bundle: Bundle, work: RoundEvents, among: np.ndarray) -> dict[str, float]:
+        return prequential(
+            bundle.model,
+            bundle.table,
+            bundle.catalogue,
+            work.events,
+            work.held,
+            _K,
+            mode=bundle.manifest.mode,
+            steps=self._generation.steps,
+            outcomes=bundle.outcomes,
+            search=bundle.index.search,
+            among=among,
+        )
+
+    def _serving(self) -> Bundle | None:
+        """The version that serves, if there is one to be compared with."""
+        version = self._pinned or (self._published.version if self._published else None)
+        if version is None:
+            return None
+        try:
+            if self._live is None or self._live[0] != version:
+                self._live = (version, self._registry.load(version))
+        except (RegistryError, BundleError, OSError) as error:
+            log.warning("%s serves, and cannot be compared with: %s", version, error)
+            return None
+        bundle = self._live[1]
+        return bundle if bundle.vocabulary == self._vocabulary else None
 
     def _announce(self, version: str, trained_until: float, metrics: dict[str, float]) -> None:
         """Tell the world; replicas watch the registry's pointer, so Kafka being down delays nobody."""
@@ -190,99 +320,89 @@ class Trainer:
         except (OSError, PublishError) as error:
             log.warning("version %s is published, but not announced on %s: %s", version, self._kafka.models, error)
 
-    def _update_catalogue(self) -> bool:
-        try:
-            if self._catalogue is None:
-                self._catalogue = CatalogueView(self._kafka, self._learner.config.content_width)
-            return self._catalogue.update()
-        except (OSError, TimeoutError) as error:  # Kafka is down: go on with the catalogue as it was last
-            log.warning("the catalogue is not up to date: %s", error)
+    def _is_other(self, catalogue: Catalogue) -> bool:
+        """Whether the items topic has said something since the last version."""
+        if not self._catalogue.ruled:
             return False
+        published = self._published_items()
+        return published is None or not catalogue.same_as(published[0])
 
-    def _make_catalogue(self) -> tuple[Catalogue, dict[int, int]]:
-        """The items to publish, and the positions of the items topic that they are as of."""
-        view = self._catalogue
-        if view is not None and view.complete and view.items:
-            return Catalogue.of(list(view.items.values()), self._learner.config), dict(view.positions)
-        if (view is None or not view.complete) and self._live is not None:
-            # Kafka has not answered since this process started.
-            return self._live.catalogue, self._live.manifest.items_positions
-        assert self._rows is not None
-        is_item = pc.equal(self._rows["item_type"], "item")
-        named = pc.unique(self._rows["item_id"].filter(is_item)).to_pylist()
-        return Catalogue.of([Item(item_id) for item_id in named], self._learner.config), {}
+    def _published_items(self) -> tuple[Catalogue, dict[int, int]] | None:
+        """The catalogue of the version published last, and the positions of the items topic that it is as of."""
+        if self._published is None:
+            return None
+        version = self._published.version
+        if self._items is None or self._items[0] != version:
+            try:
+                folder = self._registry.folder(version)
+                self._items = (version, Catalogue.load(folder), read_manifest(folder).items_positions)
+            except (RegistryError, OSError, ValueError) as error:
+                log.warning("the catalogue of %s cannot be read: %s", version, error)
+                return None
+        return self._items[1:]
 
-    def _gather(self) -> int:
-        """Take in what the archive gained; the row at which what is not trained on yet begins."""
-        new = self._archive.read(after=self._positions, columns=COLUMNS)
-        forgotten = self._archive.deletions(after=self._positions) if self._rows is not None else []
-        if self._rows is None:
-            # After a restart everything is read at once: what the last version knew comes first.
-            trained = np.zeros(len(new), np.bool_)
-            for partition, position in self._trained.items():
-                ours = new["partition"].to_numpy() == partition
-                trained |= ours & (new["offset"].to_numpy() < position)
-            new = new.take(np.argsort(~trained, kind="stable"))
-            old = int(trained.sum())
-            rows = new
-        else:
-            kept = self._rows
-            if forgotten:
-                kept = kept.filter(pc.invert(pc.is_in(kept["user_id"], pa.array(forgotten))))
-            old = self._untrained_from(kept)
-            rows = pa.concat_tables([kept, new])
-        for partition in pc.unique(new["partition"]).to_pylist():
-            offsets = new["offset"].filter(pc.equal(new["partition"], partition))
-            self._positions[partition] = max(self._positions.get(partition, 0), pc.max(offsets).as_py() + 1)
-        surplus = max(0, len(rows) - self._settings.max_events)
-        self._rows = rows.slice(surplus).combine_chunks()
-        return max(0, old - surplus)
+    def _gap(self) -> str | None:
+        """What the archive lacks, in words."""
+        if not (gaps := self._log.gaps):
+            return None
+        lost, last = sum(gap.next - gap.first for gap in gaps), gaps[-1]
+        why = "Kafka had dropped them" if last.expired else "a file is missing"
+        return (
+            f"the archive lacks {lost} records, and training goes on without them; the last are {last.first} to "
+            f"{last.next - 1} of partition {last.partition}: {why}"
+        )
 
-    def _untrained_from(self, rows: pa.Table) -> int:
-        """First row that is not trained on: one without anything engaged leaves its rows behind."""
-        partition, offset = rows["partition"].to_numpy(), rows["offset"].to_numpy()
-        trained_to = np.zeros(int(partition.max(initial=0)) + 1, np.int64)
-        for number, position in self._trained.items():
-            if number < len(trained_to):
-                trained_to[number] = position
-        fresh = np.flatnonzero(offset >= trained_to[partition])
-        return int(fresh[0]) if len(fresh) else len(rows)
+    def _follow(self) -> None:
+        """Go on from the version that the registry points to, where that is not the one published last.
 
-    def resume(self) -> None:
-        """Go on from the registry's current version, if there is one that fits. Once, before the first round."""
+        Somebody has rolled back, or activated another one.
+        """
+        current = self._registry.current()
+        if current is None or (self._published is not None and self._published.version == current):
+            return
         try:
-            version = self._registry.current()
-            state = read_learner(self._registry.folder(version)) if version else None
-            if version is None or state is None:
-                return
-            live = self._registry.load(version)
-            positions = state.pop(_POSITIONS)
+            self.go_back(current)
+        except (ValueError, RegistryError) as error:
+            log.warning("training goes on with its own weights, not with those of %s: %s", current, error)
+            self._note_published(current, self._published.number if self._published else -1)
+
+    def _give_up(self) -> None:
+        """Leave weights that cannot be served."""
+        self._learner = self._new_learner()
+        if self._published is not None:
+            with contextlib.suppress(ValueError, RegistryError):
+                self.go_back(self._published.version)
+
+    def _restore(self) -> None:
+        """The learner as the checkpoint has it; a new one where there is none, or none that fits."""
+        self._learner = self._new_learner()
+        self._standing = Standing(rounds=max(0, self._published.number) if self._published else 0)
+        state = self._folder.load()
+        if state is None:
+            return
+        try:
+            standing = Standing.taken_from(state)
             self._learner.load_state(state)
-            self._trained = {int(partition): int(position) for partition, position in positions.tolist()}
-            self._live = live
-            self._note(version=version, trained_until=self._live.manifest.trained_until)
-            log.info("training goes on from %s", version)
-        except (ValueError, KeyError, OSError, RegistryError) as error:
-            log.warning("training begins anew, the current version cannot be gone on from: %s", error)
+            self._standing = standing
+            log.info("training goes on from the checkpoint of round %d", standing.rounds)
+        except (ValueError, KeyError) as error:
+            log.warning("training begins anew, the checkpoint cannot be gone on from: %s", error)
             self._learner = self._new_learner()  # half a state may have been loaded
+
+    def _state(self) -> dict[str, Tensor]:
+        return self._learner.state() | self._standing.tensors()
+
+    def _save(self) -> None:
+        self._folder.save(self._state())
+        self._unsaved = False
+
+    def _note_published(self, version: str, number: int | None = None) -> None:
+        self._published = Published(version=version, number=self._standing.rounds if number is None else number)
+        self._folder.note_published(self._published)
+        self._note(version=version)
 
     def _progress(self, step: int, steps: int, loss: float) -> None:
         self._note(step=step, steps=steps, loss=loss)
 
     def _note(self, **changes: object) -> None:
         self._status = replace(self._status, **changes)  # type: ignore[arg-type]
-
-
-def _columns(rows: pa.Table) -> dict[str, object]:
-    numbers = ("timestamp", "arrived")
-    return {
-        name: rows[name].to_numpy() if name in numbers else rows[name].combine_chunks()
-        for name in rows.column_names
-        if name not in ("partition", "offset")
-    }
-
-
-def _frequencies(events: EventColumns, vocabulary: Vocabulary) -> dict[str, float]:
-    """Shares of the outcomes among engaged events."""
-    counts = np.bincount(events.action[events.engaged(vocabulary)], minlength=len(vocabulary.actions))
-    return {name: float(n) for name in vocabulary.outcomes if (n := counts[vocabulary.action_index[name]])}

@@ -8,7 +8,7 @@ class TrainerStatus:
     """How training stands."""
 
     phase: str = "starting"
-    """starting, waiting for events, evaluating, training, publishing or idle."""
+    """starting, standing by, waiting for events, training, publishing, evaluating or idle."""
     step: int = 0
     steps: int = 0
     loss: float | None = None
@@ -20,4 +20,6 @@ class TrainerStatus:
     trained_until: float | None = None
     """Kafka time of the newest event in it, epoch s."""
     metrics: dict[str, float] = field(default_factory=dict)
+    gap: str | None = None
+    """What the archive lacks."""
     error: str | None = None

@@ -20,8 +20,7 @@ TRAINING = TrainingConfig(batch_users=8, window=32, uniform_negatives=64)
 TOPICS, ITEMS = 8, 24
 
 
-@cache
-def topical_log(users=300, events=20, seed=0):
+def topical_rows(users=300, events=20, seed=0):
     """Each user likes one topic; of a topic's items the even ones are clicked, the odd ones saved."""
     rng = np.random.default_rng(seed)
     rows = []
@@ -30,7 +29,12 @@ def topical_log(users=300, events=20, seed=0):
         for n, item in enumerate(rng.permutation(ITEMS)[:events]):
             action = "save" if item % 2 else "click"
             rows.append((f"u{user}", f"t{topic}i{item}", action, 1e9 + 60.0 * n + user / 1e3))
-    return log(*sorted(rows, key=lambda row: row[3]))
+    return sorted(rows, key=lambda row: row[3])
+
+
+@cache
+def topical_log():
+    return log(*topical_rows())
 
 
 def catalogue():
@@ -123,6 +127,32 @@ def test_a_later_round_learns_what_is_new(trained):
     first = Learner(CONFIG, VOCABULARY, TRAINING, "multi_token")
     assert result.loss < first.fit(new, catalogue(), 3).loss
     assert copy.fit(events, catalogue(), 3, since_row=since).steps == 3
+
+
+@cache
+def turned_log():
+    """`topical_log`, and then other users whose every second item is of the next topic."""
+    rng = np.random.default_rng(5)
+    rows = [
+        (f"new{user}", f"t{(user + n % 2) % TOPICS}i{rng.integers(ITEMS)}", "click", 2e9 + 60 * n)
+        for n in range(12)
+        for user in range(80)
+    ]
+    old = topical_rows()
+    return log(*old, *rows), len(old)
+
+
+def test_replay_keeps_what_new_events_would_overwrite(trained):
+    events, since = turned_log()
+    found = []
+    for share in (0.0, 0.5):
+        training = TRAINING.model_copy(update={"replay_share": share})
+        learner = Learner(CONFIG, VOCABULARY, training, "multi_token")
+        learner.load_state(trained[0].state())
+        assert learner.fit(events, catalogue(), 80, since_row=since).steps == 80
+        found.append(recall(learner, mode="unconditioned")["recall@10"])
+    without, replayed = found
+    assert replayed > 1.3 * without
 
 
 def test_nothing_to_predict_means_no_steps():

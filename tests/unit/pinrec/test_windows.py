@@ -87,7 +87,7 @@ def test_targets_agree_with_a_plain_search(rows, seed):
 @given(st.lists(st.sampled_from("uvw"), min_size=1, max_size=60), st.integers(2, 9), st.integers(0, 70))
 def test_windows_hold_one_user_and_an_event_that_is_new_enough(users, length, since_row):
     windows = Windows(log(*[(u, f"i{n}", "click", n) for n, u in enumerate(users)]), VOCABULARY)
-    lo, hi = windows.epoch(np.random.default_rng(0), length, since_row)
+    lo, hi = windows.epoch(np.random.default_rng(0), length, slice(since_row, None))
     assert len(lo) == sum(-(-sum(u == who for u in users[since_row:]) // length) for who in set(users[since_row:]))
     for a, b in zip(lo, hi, strict=True):
         assert 0 < b - a <= length
