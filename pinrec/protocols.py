@@ -1,9 +1,12 @@
 """Protocols of evaluation: which events are trained on, which are histories, and which are to be found.
 
-Two of them, both over the whole catalogue and without looking at the future:
+Three of them, all over the whole catalogue and without looking at the future:
 
 `leave_one_out`: a user's last event is the test target, the one before it the validation target, the rest is
 trained on. At test time the history holds the validation event too.
+
+`by_time`: all is trained on until a moment, and what users engage with after a later one is to be found: items that
+appeared in between were never trained on.
 
 `disjoint`: test and validation users are never trained on. The first half of such a user's events is the
 history; what the user engages with in the rest, and did not meet before, is to be found.
@@ -152,6 +155,34 @@ def leave_one_out(log: UserLog) -> Split:
             "which actions are engaging"
         )
     return Split(log, train, valid, test)
+
+
+def by_time(log: UserLog, trained: float = 0.7, validated: float = 0.8) -> Split:
+    """Train on the first `trained` share of all events; select on those up to `validated`, and test on the rest.
+
+    A case's history is all that its user did before the targets, trained on or not.
+
+    Raises:
+        ProtocolError: no order in time, or nothing to be found.
+        ValueError: the shares are not 0 < trained < validated < 1.
+    """
+    if not 0 < trained < validated < 1:
+        raise ValueError(f"trained: 0 < trained < validated < 1 must hold, not {trained:g} and {validated:g}")
+    _check_order(log)
+    timestamp = log.events.timestamp
+    first, second = np.quantile(timestamp, [trained, validated])
+    users = np.arange(len(log.start))
+    cuts = []
+    for moment in (first, second):
+        before = np.append(0, np.cumsum(timestamp < moment))
+        cuts.append(log.start + before[log.end] - before[log.start])
+    cases = [
+        _cases(log, users[lo < cut], lo[lo < cut], cut[lo < cut], hi[lo < cut])
+        for lo, cut, hi in ((log.start, cuts[0], cuts[1]), (log.start, cuts[1], log.end))
+    ]
+    if not all(map(len, cases)):
+        raise ProtocolError("by time: nobody engages with an unseen item late in the log; bring a longer log")
+    return Split(log, timestamp < first, *cases)
 
 
 def disjoint(log: UserLog, fold: int = 0, folds: int = 5, valid_share: float = 0.1, seed: int = 0) -> Split:

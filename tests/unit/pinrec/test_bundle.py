@@ -202,6 +202,17 @@ def test_a_bundle_written_before_a_setting_was_there_still_loads(folder):
     assert Bundle.load(folder).config.ranking is False
 
 
+def test_the_positions_of_the_items_topic_come_back_by_partition(folder):
+    sign_again(folder, items_positions={10: 5, 2: 7, 0: 0})
+    assert Bundle.load(folder).manifest.items_positions == {0: 0, 2: 7, 10: 5}
+    raw = json.loads((folder / MANIFEST).read_text())
+    for name in ("items_positions", "checksum"):
+        del raw[name]
+    raw["checksum"] = hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
+    (folder / MANIFEST).write_text(json.dumps(raw))
+    assert Bundle.load(folder).manifest.items_positions == {}, "of a bundle from before they were written"
+
+
 @pytest.mark.parametrize("found", [0, 1, "2", None])
 def test_another_format_is_refused(folder, found):
     raw = json.loads((folder / MANIFEST).read_text()) | {"format": found}

@@ -3,7 +3,7 @@ import pytest
 
 from pinrec.config import ModelConfig
 from pinrec.items import Catalogue, Item
-from pinrec.protocols import ProtocolError, UserLog, disjoint, leave_one_out
+from pinrec.protocols import ProtocolError, UserLog, by_time, disjoint, leave_one_out
 from tests.unit.pinrec.events import log
 from tests.unit.pinrec.small_split import VOCABULARY, random_user_log, user_log
 
@@ -135,3 +135,29 @@ def test_a_log_that_cannot_be_split_is_told_with_the_remedy(split, rows, sentenc
 def test_a_fold_that_is_none_is_told():
     with pytest.raises(ValueError, match="fold: must be from 0 to 4, not 5"):
         disjoint(random_user_log(), fold=5)
+
+
+def test_by_time_nothing_late_is_trained_on_and_histories_go_up_to_the_targets():
+    a = [("a", n, "click", float(n)) for n in range(10)]
+    b = [("b", 1, "click", 0.5), ("b", 2, "skip", 8.5), ("b", 1, "click", 8.6), ("b", 11, "save", 8.7)]
+    newcomer = [("c", 3, "click", 8.8)]
+    found = user_log(*a, *b, *newcomer)
+    split = by_time(found, 0.5, 0.7)  # of 15 events: before 6.0 and 8.4
+    first, second = np.quantile(found.events.timestamp, [0.5, 0.7])
+    assert split.train.tolist() == (found.events.timestamp < first).tolist()
+    assert 4 <= split.train.sum() <= 8
+    for cases, since, until in ((split.valid, first, second), (split.test, second, np.inf)):
+        for i, targets in enumerate(cases.targets):
+            assert len(history(cases, i, found))
+            assert found.events.timestamp[cases.lo[i] : cases.hi[i]].max() < since
+            late = [e for e in (*a, *b) if e[0] == "ab"[cases.user[i]] and since <= e[3] < until and e[2] != "skip"]
+            assert targets.tolist() == sorted({e[1] for e in late} - set(history(cases, i, found)))
+    assert split.test.user.tolist() == [0, 1], "nothing is known of who comes later"
+    assert split.test.targets[1].tolist() == [11], "1 was met before, 2 not engaged with"
+
+
+def test_by_time_refuses_what_it_cannot_split():
+    with pytest.raises(ValueError, match="trained"):
+        by_time(random_user_log(), 0.8, 0.7)
+    with pytest.raises(ProtocolError, match="longer log"):
+        by_time(user_log(("a", 1, "click", 1.0), ("a", 1, "click", 2.0)))

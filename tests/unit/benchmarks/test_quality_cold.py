@@ -1,0 +1,44 @@
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks.quality import cold
+from pinrec.protocols import Split, by_time
+from streaming.simulator import TownConfig
+from tests.unit.pinrec.small_split import user_log
+
+
+def test_items_are_grouped_by_their_events_in_training_and_places_and_targets_counted():
+    early = [("a", 0, "click", float(n)) for n in range(6)] + [("a", 1, "click", 6.0), ("b", 1, "skip", 6.5)]
+    late = [("a", 2, "click", 20.0), ("b", 0, "click", 21.0), ("b", 2, "save", 22.0)]
+    log = user_log(*early, *late, items=4)
+    split = by_time(log, 0.5, 0.75)
+    split = Split(log, log.events.timestamp < 10, split.valid, split.test)
+    targets = [found.tolist() for found in split.test.targets]
+    assert targets == [[2], [0, 2]]
+    lists, popular = np.array([[2, 1, -1], [1, 0, 3]]), np.array([[1, -1, -1], [0, 1, -1]])
+    reward = np.array([[0.5, 0.1, 0.0], [0.1, 0.2, 0.3]])
+    found = cold.groups(split, lists, popular, reward)
+    never, seldom, often = (found[name] for name in cold.GROUPS)
+    assert [group.items for group in (never, seldom, often)] == [2, 1, 1]
+    assert [group.answers for group in (never, seldom, often)] == pytest.approx([2 / 5, 2 / 5, 1 / 5])
+    assert [group.popular_answers for group in (never, seldom, often)] == pytest.approx([0, 2 / 3, 1 / 3])
+    assert [(group.targets, group.found, group.popular_found) for group in (never, seldom, often)] == [
+        (2, 1, 0), (0, 0, 0), (1, 1, 1),
+    ]  # fmt: skip
+    assert [group.recall for group in (never, seldom, often)] == [0.5, None, 1.0]
+    assert [group.reward for group in (never, seldom, often)] == pytest.approx([0.4, 0.1, 0.2])
+
+
+def test_a_small_town_is_measured_from_its_past_to_the_json(tmp_path, monkeypatch, capsys):
+    small = TownConfig(inhabitants=60, items=120, past_events=1_500, past_days=3)
+    monkeypatch.setattr(cold, "TownConfig", lambda: small)
+    monkeypatch.setattr(cold, "use_all_cores", lambda: None)
+    assert cold.main(["--town", "--epochs", "1", "--out", str(tmp_path)]) == 0
+    run = cold.ColdRun.model_validate(json.loads((tmp_path / "town-cold-seed0.json").read_text()))
+    assert sum(group.items for group in run.groups.values()) == 120
+    assert sum(group.answers for group in run.groups.values()) == pytest.approx(1)
+    assert all(0 <= group.found <= group.targets for group in run.groups.values())
+    assert "of the answers" in capsys.readouterr().out
+    assert cold.main(["--data", str(tmp_path / "nothing")]) == 2
