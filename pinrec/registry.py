@@ -180,8 +180,8 @@ class Registry:
             older = [version for version in self._names() if _number(version) < _number(left) and self._may(version)]
             if not older or (to is not None and to not in older):
                 raise RegistryError(
-                    f"{self.url} holds no {to or 'version'} older than {left} that passed the gate; let the trainer publish "
-                    "another one, or activate a version by force"
+                    f"{self.url} holds no {to or 'version'} older than {left} that passed the gate; let the trainer "
+                    "publish another one, or activate a version by force"
                 )
             target = to or older[-1]
             # Before the pointer moves: if this ends half-way, another rollback goes on from here.
@@ -217,7 +217,7 @@ class Registry:
         return version
 
     def versions(self) -> list[VersionInfo]:
-        """All versions, oldest first, with their metrics and verdicts; refused ones that were never stored among them."""
+        """All versions, oldest first, with their metrics and verdicts; also refused ones that were never stored."""
         try:
             current = self.current()
         except RegistryError:  # a list shows what to activate when the pointer is damaged
@@ -298,7 +298,7 @@ class Registry:
         return Bundle.load(self.folder(version), mmap)
 
     def prune(self, keep: int, pinned: Collection[str] = (), loading_s: float = LOADING_S) -> list[str]:
-        """Delete all but the newest `keep` versions, the current one, the pinned ones and what a replica may be loading.
+        """Delete all but the newest `keep` versions, the current one, the pinned and what a replica may be loading.
 
         Also clears away what publishers left that died while they wrote.
 

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError
 from pinrec.config import Frozen
 
 State = Literal["candidate", "passed", "refused", "withdrawn"]
-"""candidate: stored, nothing decided. passed: may serve. refused: never served. withdrawn: served and was taken back."""
+"""candidate: nothing decided yet. passed: may serve. refused: never served. withdrawn: served and was taken back."""
 
 
 class Refusal(Frozen):

@@ -174,6 +174,6 @@ def test_a_store_that_takes_nothing_is_a_clear_error_and_the_old_version_stands(
         lambda: registry.activate("v000001"),
         lambda: registry.refuse([UNLIKE]),
     ):
-        with pytest.raises(RegistryError, match="cannot be written .*Read-only file system"):
+        with pytest.raises(RegistryError, match=r"cannot be written .*Read-only file system"):
             act()
         assert registry.current() == "v000002"
