@@ -129,8 +129,11 @@ class Registry:
             self.advance(version)
         return version
 
-    def advance(self, version: str) -> bool:
+    def advance(self, version: str, parent: str | None = None) -> bool:
         """Let a candidate serve, unless a newer version does or it was refused or withdrawn. True if it serves now.
+
+        Args:
+            parent: the version it was trained on from; if that was withdrawn meanwhile, the candidate is refused.
 
         Raises:
             RegistryError: the registry cannot be read or written; the pointer stands where it stood.
@@ -138,6 +141,10 @@ class Registry:
         with self._moving():
             verdict, current = self.verdict(version), self.current()
             if verdict is not None and verdict.state != "passed":
+                return False
+            if parent is not None and self.is_bad(parent):
+                reason = Refusal(check="parent", message=f"trained on from {parent}, which was withdrawn")
+                self._decide(version, "refused", [reason])
                 return False
             self._pass(version, verdict)
             if current is not None and _number(current) >= _number(version):
@@ -177,7 +184,7 @@ class Registry:
         with self._moving():
             if (left := self.current()) is None:
                 raise RegistryError(f"{self.url} has no current version to roll back")
-            older = [version for version in self._names() if _number(version) < _number(left) and self._may(version)]
+            older = [version for version in self.names() if _number(version) < _number(left) and self._may(version)]
             if not older or (to is not None and to not in older):
                 raise RegistryError(
                     f"{self.url} holds no {to or 'version'} older than {left} that passed the gate; let the trainer "
@@ -185,7 +192,7 @@ class Registry:
                 )
             target = to or older[-1]
             # Before the pointer moves: if this ends half-way, another rollback goes on from here.
-            for version in self._names():
+            for version in self.names():
                 if _number(target) < _number(version) <= _number(left) and (version == left or self._may(version)):
                     self._decide(version, "withdrawn", [reason])
             self._point(target)
@@ -222,7 +229,7 @@ class Registry:
             current = self.current()
         except RegistryError:  # a list shows what to activate when the pointer is damaged
             current = None
-        stored = set(self._names())
+        stored = set(self.names())
         judged = self._numbers(VERDICTS)
         return [
             self._info(version, version == current, version in stored)
@@ -244,8 +251,8 @@ class Registry:
             verdict = self.verdict(version)
             if verdict is not None and verdict.state != "passed" and not force:
                 raise ForbiddenVersionError(
-                    f"{version} was {verdict.state} ({verdict.reason}); to serve it all the same, activate it by force: "
-                    f'--force, or {{"force": true}} over HTTP'
+                    f"{version} was {verdict.state} ({verdict.reason}); to serve it all the same, activate it by "
+                    f'force: --force, or {{"force": true}} over HTTP'
                 )
             self._pass(version, verdict, forced=force)
             self._point(version)
@@ -311,7 +318,7 @@ class Registry:
         if keep < 1:
             raise ValueError(f"keep: must be at least 1, not {keep}")
         with self._moving():
-            names = self._names()
+            names = self.names()
             left = self._left()
             loading = [version for version, at in left.items() if at > time.time() - loading_s]
             kept = {*names[-keep:], *pinned, *loading, self.current()}
@@ -337,12 +344,13 @@ class Registry:
         names = (path.rstrip("/").rsplit("/", 1)[-1].removesuffix(".json") for path in listed)
         return sorted((name for name in names if _VERSION.match(name)), key=_number)
 
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
+        """The versions that are there in full, oldest first."""
         return [version for version in self._numbers() if self._fs.exists(self._at(version, MANIFEST))]
 
     def _require(self, version: str) -> None:
         if not _VERSION.match(version) or not self._fs.exists(self._at(version, MANIFEST)):
-            known = ", ".join(self._names()[-5:]) or "none yet"
+            known = ", ".join(self.names()[-5:]) or "none yet"
             raise UnknownVersionError(f"{version[:64]!r} is not in {self.url}; the newest versions are: {known}")
 
     def _claim(self) -> str:
@@ -381,6 +389,11 @@ class Registry:
             raise RegistryError(
                 f"{self.url} cannot be written ({error.strerror or error}); the version that serves stays as it is"
             ) from error
+
+    def is_bad(self, version: str) -> bool:
+        """Whether a version was refused or withdrawn."""
+        verdict = self.verdict(version)
+        return verdict is not None and verdict.state != "passed"
 
     def _may(self, version: str) -> bool:
         verdict = self.verdict(version)
@@ -434,7 +447,7 @@ class Registry:
 
     def _forget_verdicts(self, keep: int) -> None:
         """Of refused versions that were never stored, the newest `keep` stay in the list."""
-        stored = set(self._names())
+        stored = set(self.names())
         for version in [version for version in self._numbers(VERDICTS) if version not in stored][:-keep]:
             self._fs.rm_file(self._at(VERDICTS, f"{version}.json"))
 
