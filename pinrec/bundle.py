@@ -63,6 +63,7 @@ _ID_WEIGHT: Final = "tower.ids.weight.weight"
 _GOLDEN_LENGTHS: Final = (1, 7, 30)
 _GOLDEN_K: Final = 10
 _SAMPLE: Final = 2_048
+_NEW_ROWS: Final = 2_000
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")]
 
@@ -261,6 +262,14 @@ class Bundle:
             for name in set(names):
                 rows.setdefault(name, []).append(row)
         return {name: np.array(of_name, np.int64) for name, of_name in rows.items()}
+
+    @cached_property
+    def new_rows(self) -> np.ndarray:
+        """int64: rows of items that nobody engaged with lately, the newest first; then those without a known time."""
+        known = np.union1d(self.popularity.ranked[-1], self.popularity.newest)
+        fresh = self.popularity.newest[~np.isin(self.popularity.newest, self.popularity.ranked[-1])]
+        undated = np.flatnonzero(self.catalogue.created_at <= 0)
+        return np.concatenate((fresh, undated[~np.isin(undated, known)]))[:_NEW_ROWS]
 
     def category_rows(self, categories: frozenset[str]) -> np.ndarray:
         """int64, sorted: rows of the items that are in at least one of the categories."""

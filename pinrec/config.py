@@ -166,6 +166,9 @@ class GenerationConfig(Frozen):
         le=50,
         description="candidates for each place that the ranking head scores; 0, or no head: the order of retrieval",
     )
+    explore_share: float = Field(
+        0.0, ge=0, le=0.5, description="share of a list's places that try out new items nobody has engaged with lately"
+    )
     max_k: int = Field(500, ge=1, description="largest k a request may ask for")
     default_outcomes: dict[str, Share] | None = Field(
         None, description="budget when a request names none; None = as frequent as in training"

@@ -18,6 +18,7 @@ from torch import Tensor
 from pinrec.budget import normalised, slots, spread
 from pinrec.config import GenerationConfig
 from pinrec.encoding import Encoded, Encoder, encode, from_scratch
+from pinrec.exploration import explored
 from pinrec.requests import ANY, Candidate, GenerationRequest, check
 from pinrec.retrieval import Embeddings, Filter, pools, retrieve, turns
 
@@ -57,10 +58,11 @@ def generate(
     lengths = [part.encoded.cache.length_B for part in parts]
     embeddings = _joined(parts, [_embed(bundle, part, max(map(len, shares)), config) for part in parts])
     if not config.rerank or bundle.model.ranking is None:
-        return retrieve(bundle, requests, embeddings, config)
+        return explored(bundle, requests, retrieve(bundle, requests, embeddings, config), config)
     for part, length_B in zip(parts, lengths, strict=True):
         part.encoded.cache.rewind(length_B)
-    return _reranked(bundle, requests, pools(bundle, requests, embeddings, config, config.rerank), config, parts)
+    ranked = _reranked(bundle, requests, pools(bundle, requests, embeddings, config, config.rerank), config, parts)
+    return explored(bundle, requests, ranked, config)
 
 
 @dataclass(frozen=True, slots=True)

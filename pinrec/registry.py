@@ -56,6 +56,10 @@ class ForbiddenVersionError(RegistryError):
     """A version that was refused or withdrawn."""
 
 
+class NothingOlderError(RegistryError):
+    """No version to roll back to."""
+
+
 @dataclass(frozen=True, slots=True)
 class VersionInfo:
     """One version in the list.
@@ -183,10 +187,10 @@ class Registry:
         """
         with self._moving():
             if (left := self.current()) is None:
-                raise RegistryError(f"{self.url} has no current version to roll back")
+                raise NothingOlderError(f"{self.url} has no current version to roll back")
             older = [version for version in self.names() if _number(version) < _number(left) and self._may(version)]
             if not older or (to is not None and to not in older):
-                raise RegistryError(
+                raise NothingOlderError(
                     f"{self.url} holds no {to or 'version'} older than {left} that passed the gate; let the trainer "
                     "publish another one, or activate a version by force"
                 )

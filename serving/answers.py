@@ -154,7 +154,7 @@ def _answer(
     history = job.history if job.history is not None and len(job.history) else None
     titles = batch.bundle.catalogue.titles
     return Recommendation(
-        request_id=uuid.uuid4().hex,
+        request_id=f"{batch.bundle.version}.{uuid.uuid4().hex}",  # outcomes are joined to versions by it
         user_id=request.user_id,
         model_version=batch.bundle.version,
         created_at=time.time(),
@@ -175,6 +175,7 @@ def _answer(
                 offset_s=candidate.offset_s,
                 step=candidate.step,
                 title=titles[candidate.row] or None,
+                explored=candidate.explored,
             )
             for candidate in candidates
         ],

@@ -34,7 +34,7 @@ class TrainerDeployment:
     async def status(self) -> dict[str, Any]:
         """How training stands."""
         status = self._trainer.status() if self._trainer else TrainerStatus()
-        troubles = [trouble for trouble in (self._crashed, status.error) if trouble]
+        troubles = [trouble for trouble in (self._crashed, status.error, status.watch_trouble) if trouble]
         return {"pid": os.getpid(), "troubles": troubles, **dataclasses.asdict(status)}
 
     def check_health(self) -> None:

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +13,7 @@ import pyarrow.compute as pc
 import torch
 
 from pinrec.bundle import Bundle, BundleError, read_learner
-from pinrec.config import GenerationConfig, ModelConfig, TrainingConfig, Vocabulary
+from pinrec.config import GateSettings, GenerationConfig, ModelConfig, TrainingConfig, Vocabulary
 from pinrec.dataset import EventColumns
 from pinrec.evaluation import prequential
 from pinrec.items import Catalogue, Item
@@ -20,11 +21,13 @@ from pinrec.popularity import Popularity
 from pinrec.registry import Registry, RegistryError
 from pinrec.training import Learner
 from streaming.archive import Archive
+from streaming.candidates import Candidates, Decision, may_go_on
 from streaming.catalogue import CatalogueView
 from streaming.config import KafkaSettings, StateSettings, TrainerSettings
 from streaming.publisher import EventPublisher, PublishError
 from streaming.schema import EventCodec, ModelAnnouncement
 from streaming.trainer_status import TrainerStatus
+from streaming.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -55,11 +58,17 @@ class Trainer:
         training: TrainingConfig,
         generation: GenerationConfig,
         trainer: TrainerSettings,
+        gate: GateSettings | None = None,
         pinned: str | None = None,
+        split: Collection[str] = (),
     ) -> None:
-        self._kafka, self._vocabulary, self._settings, self._pinned = kafka, vocabulary, trainer, pinned
+        self._kafka, self._vocabulary, self._settings = kafka, vocabulary, trainer
         self._training, self._generation = training, generation
         self._archive, self._registry = Archive(state.archive), Registry(str(state.registry))
+        limits = gate or GateSettings()
+        self._candidates = Candidates(self._registry, limits, generation)
+        self._watch = Watch(Archive(state.archive), Registry(str(state.registry)), vocabulary, limits, pinned)
+        self._kept = {*split, *([pinned] if pinned else [])}
         self._new_learner = partial(Learner, model, vocabulary, training, generation.mode)
         self._learner = self._new_learner()
         self._catalogue: CatalogueView | None = None
@@ -74,10 +83,18 @@ class Trainer:
 
     def status(self) -> TrainerStatus:
         """How training stands; may be called from any thread."""
-        return self._status
+        outcomes = {
+            version: {"impressions": of.impressions, "engaged": of.engaged, "rate": of.rate}
+            for version, of in self._watch.outcomes.items()
+        }
+        return replace(
+            self._status, outcomes=outcomes, rollbacks=self._watch.rollbacks, watch_trouble=self._watch.trouble
+        )
 
     def run(self, stop: threading.Event) -> None:
         """Train until told to stop. A round that fails is noted, and the next one tried."""
+        # In a thread of its own: a bad version should not serve until a long round is over.
+        threading.Thread(target=self._watch.run, args=(stop,), name="watch", daemon=True).start()
         self.resume()
         while not stop.is_set():
             began = time.monotonic()
@@ -88,19 +105,21 @@ class Trainer:
                 log.exception("a training round failed")
                 self._note(phase="idle", error=f"{type(error).__name__}: {error}")
             # Before the first model every second counts; afterwards the interval is from start to start.
-            pause = self._settings.interval_s if self._status.version else 1.0
+            pause = self._settings.interval_s if self._status.version or self._status.refused else 1.0
             stop.wait(max(0.0, began + pause - time.monotonic()))
 
     def round(self) -> str | None:
         """Train on what is new and publish.
 
         Returns:
-            the new version, or None where nothing changed or events are still too few.
+            the new version, or None where nothing changed, events are still too few, or the gate refused it.
 
         Raises:
             OSError, RegistryError, BundleError: nothing was published; the old version stands, and what was
                 learnt is published by the next round.
         """
+        if not may_go_on(self._registry, self._status.version):  # the watch or an operator took it back
+            self.go_back(self._registry.current())
         self._unpublished |= self._update_catalogue()
         since_row = self._gather()
         if self._rows is None or not len(self._rows):
@@ -121,7 +140,7 @@ class Trainer:
                 self._metrics |= self._evaluate(self._live, events, since_row)
             self._train(events, catalogue, self._steps(first, new), 0 if first else since_row)
         self._note(phase="publishing")
-        return self._publish(events, catalogue, {k: v for k, v in self._metrics.items() if np.isfinite(v)})
+        return self._publish(events, catalogue, since_row, {k: v for k, v in self._metrics.items() if np.isfinite(v)})
 
     def _train(self, events: EventColumns, catalogue: Catalogue, steps: int, since_row: int) -> None:
         self._note(phase="training", step=0, steps=steps)
@@ -152,26 +171,71 @@ class Trainer:
         per_step = self._training.batch_users * 4
         return max(1, min(self._training.round_steps, 2 * new // per_step))
 
-    def _publish(self, events: EventColumns, catalogue: Catalogue, metrics: dict[str, float]) -> str:
+    def _publish(
+        self, events: EventColumns, catalogue: Catalogue, since_row: int, metrics: dict[str, float]
+    ) -> str | None:
         trained_until = float(events.arrived.max())
-        bundle = Bundle.of(
-            self._learner.model,
-            catalogue,
-            Popularity.of(events, catalogue, self._vocabulary),
-            mode=self._generation.mode,
-            outcomes=self._generation.default_outcomes or _frequencies(events, self._vocabulary),
-            metrics=metrics,
-            trained_until=trained_until,
-        )
+        try:
+            bundle = Bundle.of(
+                self._learner.model,
+                catalogue,
+                Popularity.of(events, catalogue, self._vocabulary),
+                mode=self._generation.mode,
+                outcomes=self._generation.default_outcomes or _frequencies(events, self._vocabulary),
+                metrics=metrics,
+                trained_until=trained_until,
+            )
+        except BundleError as error:
+            self._refused(self._candidates.refused(error))
+            return None
         positions = torch.tensor(sorted(self._trained.items()), dtype=torch.int64).reshape(-1, 2)
         learner = self._learner.state() | {_POSITIONS: positions}
-        version = self._registry.publish(bundle, learner)
+        parent = self._status.version
+        decision = self._candidates.offer(bundle, learner, self._live, parent, events, since_row)
+        if decision.refusals:
+            self._refused(decision)
+            return None
+        version = decision.version
         self._live, self._unpublished, self._metrics = bundle, False, {}
         self._note(version=version, trained_until=trained_until, metrics=metrics, rounds=self._status.rounds + 1)
         self._announce(version, trained_until, metrics)
-        self._registry.prune(self._settings.keep_versions, pinned={self._pinned} if self._pinned else set())
-        self._archive.purge()
+        self._prune()
         return version
+
+    def _refused(self, decision: Decision) -> None:
+        """What made the candidate must not go into the next one."""
+        refused = self._status.refused + 1
+        last = {"version": decision.version, "refusals": [refusal.model_dump() for refusal in decision.refusals]}
+        self._note(refused=refused, last_refused=last)
+        self.go_back(self._status.version if may_go_on(self._registry, self._status.version) else None)
+        self._prune()
+
+    def _prune(self) -> None:
+        self._registry.prune(self._settings.keep_versions, pinned=self._kept | self._watch.kept)
+        self._archive.purge()
+
+    def go_back(self, version: str | None) -> None:
+        """Forget what was learnt since a version; the events of that time are not trained on again.
+
+        Args:
+            version: None = the registry's current one; where there is none training begins anew, with all events.
+
+        Raises:
+            RegistryError, OSError, BundleError: the version cannot be loaded; nothing has changed.
+        """
+        version = version or self._registry.current()
+        state = read_learner(self._registry.folder(version)) if version else None
+        live = self._registry.load(version) if version else None
+        self._learner, self._live, self._metrics = self._new_learner(), live, {}
+        if state is None:
+            self._trained = {}
+        else:
+            state.pop(_POSITIONS)
+            self._learner.load_state(state)
+        # The catalogue may have changed since; the next round publishes it, whether or not there are new events.
+        self._unpublished = version is not None
+        self._note(version=version, trained_until=live.manifest.trained_until if live else None)
+        log.warning("training goes back to %s", version or "the beginning")
 
     def _announce(self, version: str, trained_until: float, metrics: dict[str, float]) -> None:
         """Tell the world; replicas watch the registry's pointer, so Kafka being down delays nobody."""

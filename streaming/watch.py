@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 class Watch:
     """Looks at the archive in a thread of its own, whatever training does meanwhile.
 
-    What it counts lies in the registry's `outcomes.json`, so that a restart goes on and every list of versions shows it.
+    What it counts lies in the registry's `outcomes.json`: a restart goes on from it, and lists of versions show it.
 
     Args:
         pinned: this version serves whatever happens, so nothing is taken back.

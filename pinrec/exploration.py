@@ -1,0 +1,56 @@
+"""Places set aside for items nobody knows yet: what is never shown is never learnt about."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pinrec.config import GenerationConfig
+from pinrec.hashing import hash_id
+from pinrec.requests import Candidate, GenerationRequest
+from pinrec.retrieval import Filter
+
+if TYPE_CHECKING:
+    from pinrec.bundle import Bundle
+
+
+def explored(
+    bundle: "Bundle",
+    requests: Sequence[GenerationRequest],
+    lists: Sequence[list[Candidate]],
+    config: GenerationConfig,
+) -> list[list[Candidate]]:
+    """The lists, with `config.explore_share` of their places given to new items (`Bundle.new_rows`).
+
+    Where the share leaves a fraction of a place, that many of the lists get one more. Items, all as likely, and their
+    places are a function of the request alone. What a list had at its end makes room. The filters are those of the
+    list, and no item stands in it twice.
+    """
+    if not config.explore_share:
+        return list(lists)
+    return [
+        _explored(bundle, request, listed, config.explore_share)
+        for request, listed in zip(requests, lists, strict=True)
+    ]
+
+
+def _explored(bundle: "Bundle", request: GenerationRequest, listed: list[Candidate], share: float) -> list[Candidate]:
+    rng = np.random.default_rng(hash_id(f"{request.user_id} {request.now} {request.k} {len(request.history or ())}"))
+    wanted = int(len(listed) * share + rng.random())
+    if not wanted:
+        return listed
+    only = Filter.of(bundle, request)
+    pool = bundle.new_rows
+    if only.rows is not None:
+        pool = pool[np.isin(pool, only.rows)]
+    pool = pool[~np.isin(pool, [*only.refused, *(one.row for one in listed)])]
+    rows = rng.permutation(pool)[:wanted].tolist()
+    kept = iter(listed)
+    tried = iter(rows)
+    places = set(rng.permutation(len(listed))[: len(rows)].tolist())
+    return [
+        Candidate(row := next(tried), bundle.catalogue.item_ids[row], 0.0, explored=True)
+        if at in places
+        else next(kept)
+        for at in range(len(listed))
+    ]
