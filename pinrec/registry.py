@@ -458,7 +458,8 @@ class Registry:
     def _info(self, version: str, current: bool, stored: bool) -> VersionInfo:
         verdict = self.verdict(version)
         if not stored:
-            return VersionInfo(version, current, verdict.at if verdict else 0.0, verdict=verdict, stored=False)
+            at = verdict.at if verdict else 0.0
+            return VersionInfo(version, current, at, problem="it was never stored", verdict=verdict, stored=False)
         try:
             manifest = Manifest.parse(self._fs.cat_file(self._at(version, MANIFEST)))
         except (BundleError, FileNotFoundError) as error:
