@@ -325,7 +325,9 @@ class Registry:
             names = self.names()
             left = self._left()
             loading = [version for version, at in left.items() if at > time.time() - loading_s]
-            kept = {*names[-keep:], *pinned, *loading, self.current()}
+            # As many that may serve as without refused ones: else a bad hour would leave nothing to go back to.
+            good = [version for version in names if not self.is_bad(version)]
+            kept = {*names[-keep:], *good[-keep:], *pinned, *loading, self.current()}
             deleted = [version for version in names if version not in kept]
             for version in deleted:
                 self._delete(version)

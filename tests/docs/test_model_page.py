@@ -37,7 +37,9 @@ def rows(heading: str) -> dict[str, tuple[str, str]]:
     return {field.strip("`"): (default, allowed) for field, default, allowed, _ in cells}
 
 
-@pytest.mark.parametrize("kind", [ModelConfig, TrainingConfig, GenerationConfig, GateSettings], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [ModelConfig, TrainingConfig, GenerationConfig, GateSettings], ids=lambda kind: kind.__name__
+)
 def test_every_field_is_on_the_page_as_it_is(kind: type[BaseModel]) -> None:
     expected = described(kind)
     assert rows(kind.__name__) == expected, f"rows should be: {expected}"

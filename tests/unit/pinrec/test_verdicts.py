@@ -124,6 +124,16 @@ def test_what_a_replica_may_be_loading_is_not_deleted(registry, bundle):
     assert list(states(registry)) == ["v000004"]
 
 
+def test_refused_versions_take_no_place_of_those_that_may_serve(registry, bundle):
+    published(registry, bundle, 3)
+    for _ in range(4):
+        registry.refuse([UNLIKE], registry.publish(bundle, activate=False))
+        registry.prune(keep=2, loading_s=0)
+    assert states(registry) == {
+        "v000002": "passed", "v000003": "passed", "v000006": "refused", "v000007": "refused",
+    }  # fmt: skip
+
+
 def test_a_rollback_and_a_publisher_at_once_never_leave_a_withdrawn_version_serving(tmp_path, bundle):
     registry = Registry(tmp_path)
     published(registry, bundle, 1)
