@@ -185,9 +185,11 @@ class GateSettings(Frozen):
     index_recall: float = Field(0.98, ge=0, le=1, description="least share of the exact best 100 that the index finds")
     users: int = Field(100, ge=20, description="users whose lists are looked at; the most recently active ones")
     diversity: float = Field(
-        0.02, ge=0, le=1, description="least share of distinct items in their lists, of as many as there could be"
+        0.5, ge=0, le=1, description="least share of the distinct items in the serving version's lists to be in theirs"
     )
-    item_share: float = Field(0.9, gt=0, le=1, description="largest share of their lists that one item may be in")
+    item_share: float = Field(
+        0.95, gt=0, le=1, description="largest share of their lists that one item may be in, or the serving version's"
+    )
     watch_impressions: int = Field(
         2_000, ge=100, description="impressions of the newest versions, and of those before, that are compared"
     )

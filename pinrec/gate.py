@@ -6,7 +6,7 @@ index             share of the exact best 100 that the index finds, as measured 
 recall            of the candidate on new events, before it was trained on them, against the serving version's
 earlier_recall    the same on events from before the round: what a round of bad events destroys shows there, as
                   nothing predicts those themselves
-diversity         distinct items in the lists of a fixed sample of users, over as many as there could be
+diversity         distinct items in the lists of a fixed sample of users, against those of the serving version
 item_share        share of these lists that the most frequent item is in
 """
 
@@ -47,11 +47,16 @@ class Judgement:
 
 
 def judge(
-    candidate: Bundle, histories: Sequence[History], limits: GateSettings, generation: GenerationConfig
+    candidate: Bundle,
+    serving: Bundle | None,
+    histories: Sequence[History],
+    limits: GateSettings,
+    generation: GenerationConfig,
 ) -> Judgement:
     """All checks of a candidate.
 
     Args:
+        serving: what it would take the place of; None = nothing serves, and no comparison is made.
         candidate: its manifest's metrics hold recall@10 and earlier_recall@10 of the serving version, the same of the
             candidate (candidate_ before the name), and prequential_events and earlier_events, how many were predicted.
         histories: of the sample of users (`sample_histories`).
@@ -67,10 +72,12 @@ def judge(
         )
     for check, events in (("recall", "prequential_events"), ("earlier_recall", "earlier_events")):
         _recall(candidate.manifest.metrics, check, events, limits, refusals, passed_over)
-    if len(histories) < LEAST_USERS:
+    if serving is None:
+        passed_over.append("diversity: nothing serves yet to compare with")
+    elif len(histories) < LEAST_USERS:
         passed_over.append(f"diversity: {len(histories)} users are too few to tell")
     else:
-        refusals += _degenerate(candidate, histories, limits, generation)
+        refusals += _degenerate(candidate, serving, histories, limits, generation)
     return Judgement(tuple(refusals), tuple(passed_over))
 
 
@@ -92,29 +99,55 @@ def _recall(
         refusals.append(Refusal(check=check, figure=candidate, bound=bound, message=message))
 
 
+@dataclass(frozen=True, slots=True)
+class _Lists:
+    """How much the lists of a sample of users have in common.
+
+    Attributes:
+        diversity: distinct items, over as many as there could be.
+        item_share: share of the lists that the most frequent item is in.
+    """
+
+    diversity: float
+    item_share: float
+    item_id: str
+
+    @classmethod
+    def of(cls, bundle: Bundle, histories: Sequence[History], generation: GenerationConfig) -> "_Lists":
+        """Items of a history may be listed: without them, any two users' lists differ."""
+        items = len(bundle.catalogue)
+        k = max(1, min(LIST, items // 10))
+        requests = [
+            GenerationRequest(history, k, float(history.rows["timestamp"][-1]) + _AFTER_S, exclude_seen=False)
+            for history in histories
+        ]
+        shown: Counter[int] = Counter()
+        for at in range(0, len(requests), _BATCH):
+            for listed in generate(bundle, requests[at : at + _BATCH], generation):
+                shown.update(one.row for one in listed)
+        row, times = shown.most_common(1)[0]
+        diversity = len(shown) / min(items, k * len(histories))
+        return cls(diversity, times / len(histories), bundle.catalogue.item_ids[row])
+
+
 def _degenerate(
-    candidate: Bundle, histories: Sequence[History], limits: GateSettings, generation: GenerationConfig
+    candidate: Bundle,
+    serving: Bundle,
+    histories: Sequence[History],
+    limits: GateSettings,
+    generation: GenerationConfig,
 ) -> list[Refusal]:
-    """Lists that hardly depend on the user. Items of a history may be listed: without them, any lists differ."""
-    items = len(candidate.catalogue)
-    k = max(1, min(LIST, items // 10))
-    requests = [
-        GenerationRequest(history, k, float(history.rows["timestamp"][-1]) + _AFTER_S, exclude_seen=False)
-        for history in histories
-    ]
-    shown: Counter[int] = Counter()
-    for at in range(0, len(requests), _BATCH):
-        for listed in generate(candidate, requests[at : at + _BATCH], generation):
-            shown.update(one.row for one in listed)
-    diversity = len(shown) / min(items, k * len(histories))
-    row, times = shown.most_common(1)[0]
+    """Lists that hardly depend on the user, where the serving version's do more."""
+    generation = generation.model_copy(update={"explore_share": 0.0})
+    new, old = (_Lists.of(bundle, histories, generation) for bundle in (candidate, serving))
     refusals = []
-    if diversity < limits.diversity:
-        message = f"{len(shown)} distinct items in the lists of {len(histories)} users"
-        refusals.append(Refusal(check="diversity", figure=diversity, bound=limits.diversity, message=message))
-    if (share := times / len(histories)) > limits.item_share:
-        message = f"{candidate.catalogue.item_ids[row][:64]} is in the lists of {times} of {len(histories)} users"
-        refusals.append(Refusal(check="item_share", figure=share, bound=limits.item_share, message=message))
+    if new.diversity < (bound := limits.diversity * old.diversity):
+        message = f"distinct items in the lists of {len(histories)} users, over as many as there could be"
+        refusals.append(Refusal(check="diversity", figure=new.diversity, bound=bound, message=message))
+    # What everybody gets from the version that serves, everybody may get.
+    if new.item_share > (bound := max(limits.item_share, old.item_share)):
+        message = f"share of the lists of {len(histories)} users that {new.item_id[:64]} is in"
+        refusals.append(Refusal(check="item_share", figure=new.item_share, bound=bound, message=message))
     return refusals
 
 

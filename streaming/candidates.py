@@ -65,7 +65,7 @@ class Candidates:
         except BundleError as error:
             return self.refused(error)
         histories = sample_histories(events, self._limits.users, candidate.config.history)
-        judgement = judge(candidate, histories, self._limits, self._generation)
+        judgement = judge(candidate, serving, histories, self._limits, self._generation)
         for sentence in judgement.passed_over:
             log.info("%s, passed over: %s", version, sentence)
         if judgement.refusals:

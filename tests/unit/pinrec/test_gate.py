@@ -10,7 +10,7 @@ import torch
 from pinrec.bundle import BundleError
 from pinrec.config import GateSettings, GenerationConfig
 from pinrec.dataset import EventColumns
-from pinrec.gate import judge, sample_histories
+from pinrec.gate import Judgement, judge, sample_histories
 from tests.small_bundle import CONFIG, NOW, VOCABULARY, small_bundle, small_history
 
 LIMITS = GateSettings()
@@ -35,13 +35,20 @@ def with_figures(bundle, **changed):
     return replace(bundle, manifest=bundle.manifest.model_copy(update={"metrics": metrics}))
 
 
-def refused(bundle, histories, limits=LIMITS):
-    judgement = judge(bundle, histories, limits, GenerationConfig())
+SERVING = small_bundle()
+
+
+def judged(bundle, histories, serving=SERVING):
+    return judge(bundle, serving, histories, LIMITS, GenerationConfig())
+
+
+def refused(bundle, histories):
+    judgement = judged(bundle, histories)
     return {refusal.check: refusal for refusal in judgement.refusals}
 
 
 def test_a_good_candidate_passes_every_check(bundle, histories):
-    judgement = judge(with_figures(bundle), histories, LIMITS, GenerationConfig())
+    judgement = judged(with_figures(bundle), histories)
     assert (judgement.refusals, judgement.passed_over) == ((), ())
 
 
@@ -65,7 +72,7 @@ def test_a_candidate_that_predicts_worse_than_the_serving_version_is_refused(bun
 )
 def test_without_enough_events_recall_is_passed_over_and_said_so(bundle, histories, check, missing):
     worst = with_figures(bundle, **({f"candidate_{check}@10": 0.0} | missing))
-    judgement = judge(worst, histories, LIMITS, GenerationConfig())
+    judgement = judged(worst, histories)
     assert judgement.refusals == ()
     (said,) = judgement.passed_over
     assert said.startswith(f"{check}: ")
@@ -84,10 +91,13 @@ def test_users_whose_embeddings_have_collapsed_are_refused(histories):
     collapsed = small_bundle()
     with torch.no_grad():
         collapsed.model.backbone.norm.weight.zero_()
-    found = refused(collapsed, histories, GateSettings(diversity=0.2))
-    assert found["item_share"].figure == 1.0
+    found = refused(collapsed, histories)
+    assert set(found) == {"diversity", "item_share"}
+    assert (found["item_share"].figure, found["item_share"].bound) == (1.0, 0.95)
     assert found["diversity"].figure == pytest.approx(10 / 120, abs=0.05)
-    assert "in the lists of 40 of 40 users" in found["item_share"].message
+    assert judged(with_figures(collapsed), histories, collapsed).refusals == (), "the one that serves is no better"
+    judgement = judged(with_figures(collapsed), histories, None)
+    assert judgement == Judgement((), ("diversity: nothing serves yet to compare with",))
 
 
 def test_items_whose_embeddings_have_collapsed_are_refused(bundle, histories):
@@ -95,11 +105,11 @@ def test_items_whose_embeddings_have_collapsed_are_refused(bundle, histories):
     flat = faiss.IndexFlatIP(table.shape[1])
     flat.add(table)
     collapsed = replace(bundle, table=table, index=type(bundle.index)(flat))
-    assert refused(collapsed, histories)["item_share"].figure == 1.0
+    assert set(refused(collapsed, histories)) == {"diversity", "item_share"}
 
 
 def test_of_few_users_nothing_is_said(bundle, histories):
-    judgement = judge(with_figures(bundle), histories[:19], LIMITS, GenerationConfig())
+    judgement = judged(with_figures(bundle), histories[:19])
     assert judgement.passed_over == ("diversity: 19 users are too few to tell",)
 
 

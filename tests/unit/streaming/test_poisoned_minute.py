@@ -119,7 +119,7 @@ def test_the_gate_catches_a_poisoned_minute_and_training_goes_on_from_before_it(
     assert registry.current() == "v000002", "the old version serves on"
     info = registry.versions()[-1]
     assert (info.version, info.state) == ("v000003", "refused")
-    assert {refusal.check for refusal in info.verdict.refusals} <= {"earlier_recall", "item_share"}
+    assert {refusal.check for refusal in info.verdict.refusals} <= {"earlier_recall", "item_share", "diversity"}
     assert info.metrics["candidate_earlier_recall@10"] < info.metrics["earlier_recall@10"], "it knows less than before"
     status = training.status()
     assert (status.version, status.refused, status.last_refused["version"]) == ("v000002", 1, "v000003")
@@ -131,7 +131,7 @@ def test_the_gate_catches_a_poisoned_minute_and_training_goes_on_from_before_it(
 
 
 def test_the_watch_takes_back_what_passed_the_gate_and_training_goes_on_from_before_it(state, log, registry):
-    lenient = GateSettings(recall_drop=1.0, item_share=1.0, watch_impressions=200)
+    lenient = GateSettings(recall_drop=1.0, item_share=1.0, diversity=0.0, watch_impressions=200)
     log.walk(1_200)
     training = trainer(state, lenient)
     assert training.round() == "v000001"
