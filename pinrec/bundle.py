@@ -19,6 +19,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -62,6 +63,7 @@ _ID_WEIGHT: Final = "tower.ids.weight.weight"
 _GOLDEN_LENGTHS: Final = (1, 7, 30)
 _GOLDEN_K: Final = 10
 _SAMPLE: Final = 2_048
+_NEW_ROWS: Final = 2_000
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")]
 
@@ -262,6 +264,14 @@ class Bundle:
     def outcomes(self) -> dict[str, float]:
         """The default budget."""
         return self.manifest.outcomes
+
+    @cached_property
+    def new_rows(self) -> np.ndarray:
+        """int64: rows of items that nobody engaged with lately, the newest first; then those without a known time."""
+        known = np.union1d(self.popularity.ranked[-1], self.popularity.newest)
+        fresh = self.popularity.newest[~np.isin(self.popularity.newest, self.popularity.ranked[-1])]
+        undated = np.flatnonzero(self.catalogue.created_at <= 0)
+        return np.concatenate((fresh, undated[~np.isin(undated, known)]))[:_NEW_ROWS]
 
     def write(self, folder: Path, version: str, learner: Mapping[str, Tensor] | None = None) -> "Bundle":
         """Write the bundle aside, load it as a reader would, and give it its name.

@@ -169,7 +169,38 @@ class GenerationConfig(Frozen):
         le=50,
         description="candidates for each place that the ranking head scores; 0, or no head: the order of retrieval",
     )
+    explore_share: float = Field(
+        0.0, ge=0, le=0.5, description="share of a list's places that try out new items nobody has engaged with lately"
+    )
     max_k: int = Field(500, ge=1, description="largest k a request may ask for")
     default_outcomes: dict[str, Share] | None = Field(
         None, description="budget when a request names none; None = as frequent as in training"
     )
+
+
+class GateSettings(Frozen):
+    """What a candidate must reach before it serves, and what takes a version back that serves."""
+
+    recall_drop: float = Field(
+        0.1, ge=0, le=1, description="largest share of the serving version's recall that a candidate may lose"
+    )
+    recall_events: int = Field(500, ge=1, description="events both must have predicted before recall is compared")
+    index_recall: float = Field(0.98, ge=0, le=1, description="least share of the exact best 100 that the index finds")
+    users: int = Field(100, ge=20, description="users whose lists are looked at; the most recently active ones")
+    diversity: float = Field(
+        0.5, ge=0, le=1, description="least share of the distinct items in the serving version's lists to be in theirs"
+    )
+    item_share: float = Field(
+        0.95, gt=0, le=1, description="largest share of their lists that one item may be in, or the serving version's"
+    )
+    watch_impressions: int = Field(
+        2_000, ge=100, description="impressions of the newest versions, and of those before, that are compared"
+    )
+    watch_drop: float = Field(
+        0.1, ge=0, le=1, description="largest share of the engagement rate that the newest versions may lose"
+    )
+    watch_confidence: float = Field(
+        0.99, gt=0.5, lt=1, description="how sure the watch must be that the loss is larger, one-sided"
+    )
+    settle_s: float = Field(60.0, gt=0, description="a list's engagements count for so long after its first impression")
+    watch_interval_s: float = Field(5.0, gt=0, description="how often the watch looks at the archive")

@@ -200,6 +200,16 @@ class View:
         """What is popular, and what is new."""
         return self.bundle.popularity if self.delta is None else self.delta.popularity
 
+    @property
+    def new_rows(self) -> Rows:
+        """Rows of items that nobody engaged with lately, the delta's first; see `Bundle.new_rows`."""
+        rows = self.bundle.new_rows
+        if self.delta is None:
+            return rows
+        now = self.delta.now(rows)
+        late = np.flatnonzero(self.delta.base == ANY) + len(self.bundle.catalogue)
+        return np.concatenate((late, now[now != ANY]))
+
     def item_id(self, row: int) -> str:
         """Of a row."""
         catalogue, row = self._place(row)

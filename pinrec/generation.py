@@ -19,6 +19,7 @@ from pinrec.budget import normalised, slots, spread
 from pinrec.config import GenerationConfig
 from pinrec.delta import Delta, View
 from pinrec.encoding import Encoded, Encoder, encode, from_scratch
+from pinrec.exploration import explored
 from pinrec.hashing import hash_id
 from pinrec.requests import ANY, Candidate, GenerationRequest, check
 from pinrec.retrieval import Embeddings, Filter, pools, retrieve, turns
@@ -65,10 +66,11 @@ def generate(
     lengths = [part.encoded.cache.length_B for part in parts]
     embeddings = _joined(parts, [_embed(bundle, part, max(map(len, shares)), config) for part in parts])
     if not config.rerank or bundle.model.ranking is None:
-        return retrieve(bundle, requests, embeddings, config, delta)
+        return explored(view, requests, retrieve(bundle, requests, embeddings, config, delta), config)
     for part, length_B in zip(parts, lengths, strict=True):
         part.encoded.cache.rewind(length_B)
-    return _reranked(view, requests, pools(view, requests, embeddings, config, config.rerank), config, parts)
+    ranked = _reranked(view, requests, pools(view, requests, embeddings, config, config.rerank), config, parts)
+    return explored(view, requests, ranked, config)
 
 
 def _with_late_context(view: View, request: GenerationRequest) -> GenerationRequest:

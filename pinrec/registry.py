@@ -1,10 +1,18 @@
 """Where versions are kept: a folder or an object store that fsspec can reach.
 
-v000001/          a bundle; with its manifest.json it exists, without it is half written or half deleted
-claims/v000001    taken by exclusive creation, so that no two publishers get the same version
-current.json      the one pointer to what serves
+v000001/              a bundle; with its manifest.json it exists, without it is half written or half deleted
+claims/v000001        taken by exclusive creation, so that no two publishers get the same version
+verdicts/v000001.json what was decided about it (`pinrec.verdicts`); without it the version is a candidate
+current.json          the one pointer to what serves, and when other versions left it
+outcomes.json         how users took the versions (`streaming.version_outcomes`)
+lock                  held while the pointer is looked at and moved; a folder's only
+
+An object store has no lock: it should have one writer at a time (one trainer leads). Of two that move the pointer at
+once the last wins, each object whole; what a verdict keeps from serving is looked at before each move.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -12,20 +20,26 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 
 from pinrec.bundle import MANIFEST, Bundle, BundleError, Manifest
+from pinrec.verdicts import Refusal, State, Verdict
 
 CURRENT: Final = "current.json"
+LOCK: Final = "lock"
 CLAIMS: Final = "claims"
+VERDICTS: Final = "verdicts"
+OUTCOMES: Final = "outcomes.json"
 ABANDONED_AFTER_S: Final = 3_600.0
+LOADING_S: Final = 300.0
+"""A replica that read the pointer has this long to load what it named before that may be deleted."""
 _VERSION: Final = re.compile(r"^v\d{6,}$")
 _ABANDONED: Final = re.compile(r"^\.v\d{6,}\.(writing|deleting|fetching)")
 
@@ -38,6 +52,14 @@ class UnknownVersionError(RegistryError):
     """A version that the registry does not hold."""
 
 
+class ForbiddenVersionError(RegistryError):
+    """A version that was refused or withdrawn."""
+
+
+class NothingOlderError(RegistryError):
+    """No version to roll back to."""
+
+
 @dataclass(frozen=True, slots=True)
 class VersionInfo:
     """One version in the list.
@@ -45,6 +67,8 @@ class VersionInfo:
     Attributes:
         created_at, trained_until: epoch seconds.
         problem: why the manifest cannot be read, else None.
+        verdict: what was decided about it; None = nothing yet.
+        stored: whether there is a bundle; of a candidate that could not be written only the verdict is left.
     """
 
     version: str
@@ -54,6 +78,13 @@ class VersionInfo:
     items: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     problem: str | None = None
+    verdict: Verdict | None = None
+    stored: bool = True
+
+    @property
+    def state(self) -> State:
+        """Candidate, passed, refused or withdrawn."""
+        return self.verdict.state if self.verdict else "candidate"
 
 
 class Registry:
@@ -93,15 +124,92 @@ class Registry:
                 bundle.write(Path(self._root) / version, version, learner)
             else:
                 self._upload(bundle, version, learner)
-            current = self.current()
-            if activate and (current is None or _number(current) < _number(version)):
-                self._point(version)
         except OSError as error:
             raise RegistryError(
                 f"{self.url}: the bundle cannot be written ({error.strerror or error}); free disk space there, or give "
                 "the registry another place. The version that serves stays as it is"
             ) from error
+        if activate:
+            self.advance(version)
         return version
+
+    def advance(self, version: str, parent: str | None = None) -> bool:
+        """Let a candidate serve, unless a newer version does or it was refused or withdrawn. True if it serves now.
+
+        Args:
+            parent: the version it was trained on from; if that was withdrawn meanwhile, the candidate is refused.
+
+        Raises:
+            RegistryError: the registry cannot be read or written; the pointer stands where it stood.
+        """
+        with self._moving():
+            verdict, current = self.verdict(version), self.current()
+            if verdict is not None and verdict.state != "passed":
+                return False
+            if parent is not None and self.is_bad(parent):
+                reason = Refusal(check="parent", message=f"trained on from {parent}, which was withdrawn")
+                self._decide(version, "refused", [reason])
+                return False
+            self._pass(version, verdict)
+            if current is not None and _number(current) >= _number(version):
+                return current == version
+            self._point(version)
+        return True
+
+    def refuse(self, refusals: Sequence[Refusal], version: str | None = None) -> str:
+        """Write down that a candidate must not serve.
+
+        Args:
+            version: None = it could not even be stored; it takes the next number, so that it is listed.
+
+        Returns:
+            the version.
+
+        Raises:
+            RegistryError: it cannot be written.
+        """
+        with self._moving():
+            version = self._claim() if version is None else version
+            self._decide(version, "refused", refusals)
+        return version
+
+    def rollback(self, reason: Refusal, to: str | None = None) -> str:
+        """Point to an older version that passed, and withdraw what is left behind: it never serves again by itself.
+
+        Args:
+            to: None = the newest older version that passed.
+
+        Returns:
+            the version that serves now.
+
+        Raises:
+            RegistryError: there is none to go back to, or the registry cannot be written.
+        """
+        with self._moving():
+            if (left := self.current()) is None:
+                raise NothingOlderError(f"{self.url} has no current version to roll back")
+            older = [version for version in self.names() if _number(version) < _number(left) and self._may(version)]
+            if not older or (to is not None and to not in older):
+                raise NothingOlderError(
+                    f"{self.url} holds no {to or 'version'} older than {left} that passed the gate; let the trainer "
+                    "publish another one, or activate a version by force"
+                )
+            target = to or older[-1]
+            # Before the pointer moves: if this ends half-way, another rollback goes on from here.
+            for version in self.names():
+                if _number(target) < _number(version) <= _number(left) and (version == left or self._may(version)):
+                    self._decide(version, "withdrawn", [reason])
+            self._point(target)
+        return target
+
+    def verdict(self, version: str) -> Verdict | None:
+        """What was decided about a version; None = nothing yet."""
+        try:
+            return Verdict.parse(self._fs.cat_file(self._at(VERDICTS, f"{version}.json")))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise RegistryError(f"{self.url}/{VERDICTS}/{version}.json cannot be read ({error})") from error
 
     def current(self) -> str | None:
         """The version that serves; None before the first. One small read.
@@ -120,21 +228,57 @@ class Registry:
         return version
 
     def versions(self) -> list[VersionInfo]:
-        """All versions, oldest first, with their metrics."""
-        current = self.current()
-        return [self._info(version, version == current) for version in self._names()]
+        """All versions, oldest first, with their metrics and verdicts; also refused ones that were never stored."""
+        try:
+            current = self.current()
+        except RegistryError:  # a list shows what to activate when the pointer is damaged
+            current = None
+        stored = set(self.names())
+        judged = self._numbers(VERDICTS)
+        return [
+            self._info(version, version == current, version in stored)
+            for version in sorted(stored.union(judged), key=_number)
+        ]
 
-    def activate(self, version: str) -> None:
+    def activate(self, version: str, force: bool = False) -> None:
         """Point to a version.
+
+        Args:
+            force: although it was refused or withdrawn; from then on it counts as passed.
 
         Raises:
             UnknownVersionError: it is not there; the pointer stands where it stood.
+            ForbiddenVersionError: it was refused or withdrawn; the same.
         """
         self._require(version)
-        try:
+        with self._moving():
+            verdict = self.verdict(version)
+            if verdict is not None and verdict.state != "passed" and not force:
+                raise ForbiddenVersionError(
+                    f"{version} was {verdict.state} ({verdict.reason}); to serve it all the same, activate it by "
+                    f'force: --force, or {{"force": true}} over HTTP'
+                )
+            self._pass(version, verdict, forced=force)
             self._point(version)
+
+    def read_outcomes(self) -> bytes | None:
+        """What `write_outcomes` wrote last; None before the first time."""
+        try:
+            return bytes(self._fs.cat_file(self._at(OUTCOMES)))
+        except FileNotFoundError:
+            return None
+
+    def write_outcomes(self, text: bytes) -> None:
+        """Replace the file of outcomes.
+
+        Raises:
+            RegistryError: it cannot be written.
+        """
+        try:
+            self._fs.makedirs(self._root, exist_ok=True)
+            self._replace(text, OUTCOMES)
         except OSError as error:
-            raise RegistryError(f"{self.url}/{CURRENT} cannot be written ({error.strerror or error})") from error
+            raise RegistryError(f"{self.url}/{OUTCOMES} cannot be written ({error.strerror or error})") from error
 
     def folder(self, version: str) -> Path:
         """The local folder of a version: in place, or a copy that is fetched when it is first asked for.
@@ -164,21 +308,30 @@ class Registry:
         shutil.rmtree(folder, ignore_errors=True)
         return Bundle.load(self.folder(version), mmap)
 
-    def prune(self, keep: int, pinned: Collection[str] = ()) -> list[str]:
-        """Delete all but the newest `keep` versions, the current one and the pinned ones.
+    def prune(self, keep: int, pinned: Collection[str] = (), loading_s: float = LOADING_S) -> list[str]:
+        """Delete all but the newest `keep` versions, the current one, the pinned and what a replica may be loading.
 
         Also clears away what publishers left that died while they wrote.
+
+        Args:
+            loading_s: how long a version stays after it was the current one.
 
         Returns:
             the versions deleted, oldest first.
         """
         if keep < 1:
             raise ValueError(f"keep: must be at least 1, not {keep}")
-        names = self._names()
-        kept = {*names[-keep:], *pinned, self.current()}
-        deleted = [version for version in names if version not in kept]
-        for version in deleted:
-            self._delete(version)
+        with self._moving():
+            names = self.names()
+            left = self._left()
+            loading = [version for version, at in left.items() if at > time.time() - loading_s]
+            # As many that may serve as without refused ones: else a bad hour would leave nothing to go back to.
+            good = [version for version in names if not self.is_bad(version)]
+            kept = {*names[-keep:], *good[-keep:], *pinned, *loading, self.current()}
+            deleted = [version for version in names if version not in kept]
+            for version in deleted:
+                self._delete(version)
+            self._forget_verdicts(keep)
         if self._local:
             self._clear_abandoned()
         for claim in self._numbers(CLAIMS)[:-keep]:
@@ -194,15 +347,16 @@ class Registry:
             listed = self._fs.ls(self._at(*folder), detail=False)
         except FileNotFoundError:
             return []
-        names = (path.rstrip("/").rsplit("/", 1)[-1] for path in listed)
+        names = (path.rstrip("/").rsplit("/", 1)[-1].removesuffix(".json") for path in listed)
         return sorted((name for name in names if _VERSION.match(name)), key=_number)
 
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
+        """The versions that are there in full, oldest first."""
         return [version for version in self._numbers() if self._fs.exists(self._at(version, MANIFEST))]
 
     def _require(self, version: str) -> None:
         if not _VERSION.match(version) or not self._fs.exists(self._at(version, MANIFEST)):
-            known = ", ".join(self._names()[-5:]) or "none yet"
+            known = ", ".join(self.names()[-5:]) or "none yet"
             raise UnknownVersionError(f"{version[:64]!r} is not in {self.url}; the newest versions are: {known}")
 
     def _claim(self) -> str:
@@ -226,28 +380,101 @@ class Registry:
             for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST):
                 self._fs.put_file(str(path), self._at(version, path.name))
 
+    @contextlib.contextmanager
+    def _moving(self) -> Iterator[None]:
+        """Nobody else looks at the pointer to move it meanwhile; a fault of the place is told as a RegistryError."""
+        try:
+            if not self._local:
+                yield
+                return
+            Path(self._root).mkdir(parents=True, exist_ok=True)
+            with Path(self._at(LOCK)).open("wb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file is closed, by the death of its process too
+                yield
+        except OSError as error:
+            raise RegistryError(
+                f"{self.url} cannot be written ({error.strerror or error}); the version that serves stays as it is"
+            ) from error
+
+    def is_bad(self, version: str) -> bool:
+        """Whether a version was refused or withdrawn."""
+        verdict = self.verdict(version)
+        return verdict is not None and verdict.state != "passed"
+
+    def _may(self, version: str) -> bool:
+        verdict = self.verdict(version)
+        return verdict is not None and verdict.state == "passed"
+
+    def _pass(self, version: str, verdict: Verdict | None, forced: bool = False) -> None:
+        if forced or verdict is None:
+            self._decide(version, "passed", (), forced)
+
+    def _decide(
+        self,
+        version: str,
+        state: Literal["passed", "refused", "withdrawn"],
+        why: Sequence[Refusal],
+        forced: bool = False,
+    ) -> None:
+        verdict = Verdict(state=state, at=time.time(), refusals=tuple(why), forced=forced)
+        self._fs.makedirs(self._at(VERDICTS), exist_ok=True)
+        self._replace(verdict.model_dump_json().encode(), VERDICTS, f"{version}.json")
+
+    def _left(self) -> dict[str, float]:
+        """When versions left the pointer, epoch s; the latest hour's."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            left = json.loads(self._fs.cat_file(self._at(CURRENT)))["left"]
+            return {str(version): float(at) for version, at in left.items()}
+        return {}
+
     def _point(self, version: str) -> None:
-        text = json.dumps({"version": version, "at": time.time()}).encode()
+        now, left = time.time(), self._left()
+        with contextlib.suppress(RegistryError):  # a damaged pointer is replaced, whatever it said
+            if (current := self.current()) and current != version:
+                left[current] = now
+        recent = {name: at for name, at in left.items() if at > now - ABANDONED_AFTER_S}
+        self._replace(json.dumps({"version": version, "at": now, "left": recent}).encode(), CURRENT)
+
+    def _replace(self, text: bytes, *parts: str) -> None:
+        """A small file, whole or as it was."""
         if not self._local:
-            self._fs.pipe_file(self._at(CURRENT), text)  # an object is replaced at once or not at all
+            self._fs.pipe_file(self._at(*parts), text)  # an object is replaced at once or not at all
             return
-        aside = Path(self._at(f".{CURRENT}.{os.getpid()}-{time.monotonic_ns()}"))
+        path = Path(self._at(*parts))
+        aside = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}")
         try:
             with aside.open("wb") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            aside.replace(self._at(CURRENT))
+            aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
 
-    def _info(self, version: str, current: bool) -> VersionInfo:
+    def _forget_verdicts(self, keep: int) -> None:
+        """Of refused versions that were never stored, the newest `keep` stay in the list."""
+        stored = set(self.names())
+        for version in [version for version in self._numbers(VERDICTS) if version not in stored][:-keep]:
+            self._fs.rm_file(self._at(VERDICTS, f"{version}.json"))
+
+    def _info(self, version: str, current: bool, stored: bool) -> VersionInfo:
+        verdict = self.verdict(version)
+        if not stored:
+            at = verdict.at if verdict else 0.0
+            return VersionInfo(version, current, at, problem="it was never stored", verdict=verdict, stored=False)
         try:
             manifest = Manifest.parse(self._fs.cat_file(self._at(version, MANIFEST)))
         except (BundleError, FileNotFoundError) as error:
-            return VersionInfo(version, current, problem=str(error))
+            return VersionInfo(version, current, problem=str(error), verdict=verdict)
         return VersionInfo(
-            version, current, manifest.created_at, manifest.trained_until, manifest.items, manifest.metrics
+            version,
+            current,
+            manifest.created_at,
+            manifest.trained_until,
+            manifest.items,
+            manifest.metrics,
+            None,
+            verdict,
         )
 
     def _fetched(self, version: str) -> Path:
@@ -272,6 +499,8 @@ class Registry:
         return folder
 
     def _delete(self, version: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self._at(VERDICTS, f"{version}.json"))
         if self._local:
             aside = Path(self._at(f".{version}.deleting"))
             Path(self._at(version)).rename(aside)

@@ -71,6 +71,7 @@ class Candidate:
         outcome: name of the outcome aimed at.
         offset_s: seconds from now aimed at.
         step: decode step, from 0.
+        explored: a new item in a place set aside for such (`pinrec.exploration`); its score is 0.
     """
 
     row: int
@@ -79,6 +80,7 @@ class Candidate:
     outcome: str | None = None
     offset_s: float | None = None
     step: int | None = None
+    explored: bool = False
 
 
 def check(request: GenerationRequest, config: GenerationConfig) -> None:

@@ -228,7 +228,7 @@ def _answer(
 ) -> Recommendation:
     history = job.history if job.history is not None and len(job.history) else None
     return Recommendation(
-        request_id=uuid.uuid4().hex,
+        request_id=f"{batch.view.bundle.version}.{uuid.uuid4().hex}",  # outcomes are joined to versions by it
         user_id=request.user_id,
         model_version=batch.view.bundle.version,
         created_at=time.time(),
@@ -249,6 +249,7 @@ def _answer(
                 offset_s=candidate.offset_s,
                 step=candidate.step,
                 title=batch.view.title(candidate.row) or None,
+                explored=candidate.explored,
             )
             for candidate in candidates
         ],

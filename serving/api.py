@@ -80,6 +80,15 @@ class UserHistory(Message):
     events: list[HistoryItem]
 
 
+class ModelRefusal(Message):
+    """A check that a version failed, or why it was taken back."""
+
+    check: str
+    figure: float | None = None
+    bound: float | None = None
+    message: str
+
+
 class ModelVersion(Message):
     """One version in the registry."""
 
@@ -88,6 +97,13 @@ class ModelVersion(Message):
     trained_until: Annotated[float, Field(description="Kafka time of the newest event in it, epoch s")]
     items: int
     current: bool
+    state: Annotated[
+        Literal["candidate", "passed", "refused", "withdrawn"],
+        Field(description="refused: the gate never let it serve; withdrawn: it served and was taken back"),
+    ]
+    refusals: Annotated[list[ModelRefusal], Field(description="why it was refused or withdrawn")]
+    impressions: Annotated[int, Field(description="items of its lists that users were shown")]
+    engaged: Annotated[int, Field(description="of these, how many a user engaged with")]
     metrics: dict[str, float]
     problem: Annotated[str | None, Field(description="why it cannot serve, if its manifest cannot be read")] = None
 
@@ -106,6 +122,18 @@ class Ready(Message):
     status: Literal["ready"] = "ready"
     model_version: str
     behind: Annotated[str | None, Field(description="why it goes on with an older model than it should")] = None
+
+
+class Activation(Message):
+    """How to activate a version."""
+
+    force: Annotated[bool, Field(description="although it was refused or withdrawn")] = False
+
+
+class Rollback(Message):
+    """Why the current version is taken back."""
+
+    reason: Annotated[str, Field(max_length=500)] = ""
 
 
 class Status(Message):

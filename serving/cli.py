@@ -12,10 +12,9 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
+from serving.models_cli import models_app
+from serving.options import DEFAULT_DEPLOY, DEFAULT_URL, Deploy, Url, UsageError, settings_of
 from serving.terminal import Steps, console, errors, stoppable
-
-DEFAULT_URL = "http://127.0.0.1:8000"
-DEFAULT_DEPLOY = Path("deploy/local.yaml")
 
 app = typer.Typer(
     help="A streaming, real-time recommender: Kafka in, PinRec on Ray Serve, models swapped under load.",
@@ -23,26 +22,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-models_app = typer.Typer(help="Versions of the model.", no_args_is_help=True)
 events_app = typer.Typer(help="Logs of events.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(events_app, name="events")
 
-Url = Annotated[str, typer.Option("--url", help="Where the HTTP API is.")]
-Token = Annotated[
-    str | None, typer.Option(help="The admin token; none = that of the deploy file.", envvar="PINREC_ADMIN_TOKEN")
-]
-Deploy = Annotated[Path, typer.Option("--deploy", help="The deploy file.")]
 DeployFileArgument = Annotated[Path, typer.Argument(metavar="DEPLOY_FILE", help="The deploy file.")]
 Columns = Annotated[
     list[str] | None,
     typer.Option("--columns", help="theirs=ours, where the log calls a column otherwise; may be repeated."),
 ]
 Bootstrap = Annotated[str, typer.Option("--bootstrap", help="host:port of Kafka.")]
-
-
-class UsageError(Exception):
-    """Something the user can mend; one sentence."""
 
 
 @app.command()
@@ -173,7 +162,7 @@ def replay(
     from streaming.replay import Pace, Replay
     from streaming.schema import EventCodec
 
-    settings = _settings(deploy)
+    settings = settings_of(deploy)
     log = read_log(path, _mapping(columns))
     kafka = settings.kafka.model_copy(update={"bootstrap": bootstrap})
     steps = Steps()
@@ -258,7 +247,7 @@ def evaluate(
     from serving.evaluate import Question
     from serving.evaluate import evaluate as answer_of
 
-    settings = None if deploy is None else _settings(deploy)
+    settings = None if deploy is None else settings_of(deploy)
     chosen = {} if settings is None else {name: getattr(settings, name) for name in ("model", "training", "generation")}
     config = ComparisonConfig(epochs=epochs, max_users=max_users, seed=seed, **chosen)
     vocabulary = None if settings is None else settings.vocabulary
@@ -379,7 +368,7 @@ def train(deploy: DeployFileArgument = DEFAULT_DEPLOY) -> None:
     """
     from serving.training import trainer_of
 
-    settings = _settings(deploy)
+    settings = settings_of(deploy)
     trainer = trainer_of(settings)
     steps, done = Steps(), threading.Event()
 
@@ -407,52 +396,6 @@ def train(deploy: DeployFileArgument = DEFAULT_DEPLOY) -> None:
             f"({settings.trainer.min_events})"
         )
     console.print(f"{version} published to {settings.state.registry}", highlight=False)
-
-
-@models_app.command("list")
-def list_models(url: Url = DEFAULT_URL) -> None:
-    """The versions in the registry, newest first.
-
-    Example: pinrec models list
-    """
-    from serving.client import PinRecClient
-
-    with PinRecClient(url) as client:
-        found = client.models()
-    table = Table()
-    for name in ("version", "", "items", "recall@10", "before", "popularity's", "problem"):
-        table.add_column(name)
-    for version in found.versions:
-        mark = "pinned" if version.version == found.pinned else "current" if version.current else ""
-        recalls = (version.metrics.get(name) for name in ("candidate_recall@10", "recall@10", "recall@10_popularity"))
-        cells = ("" if recall is None else f"{recall:.3f}" for recall in recalls)
-        table.add_row(version.version, mark, f"{version.items:,}", *cells, version.problem or "")
-    console.print(table)
-
-
-@models_app.command("activate")
-def activate_model(
-    version: Annotated[str, typer.Argument(help="E.g. v000003.")],
-    token: Token = None,
-    url: Url = DEFAULT_URL,
-    deploy: Deploy = DEFAULT_DEPLOY,
-) -> None:
-    """Serve this version; replicas load and check it, then flip.
-
-    Example: pinrec models activate v000003
-    """
-    from serving.client import PinRecClient
-    from serving.tokens import read_token
-
-    with PinRecClient(url, token or read_token(_settings(deploy))) as client:
-        client.activate(version)
-    console.print(f"{version} is the registry's current version", highlight=False)
-
-
-def _settings(deploy: Path) -> Any:
-    from serving.cluster import DeployFile
-
-    return DeployFile.read(deploy).settings
 
 
 def _mapping(pairs: list[str] | None) -> dict[str, str]:
@@ -484,8 +427,10 @@ def _mendable() -> tuple[type[BaseException], ...]:
     from pydantic import ValidationError
 
     from pinrec.protocols import ProtocolError
+    from pinrec.registry import RegistryError
     from serving.client import ClientError
     from serving.cluster import DeployError
+    from serving.problems import Problem
     from streaming.broker_files import BrokerError
     from streaming.log_files import LogError
     from streaming.publisher import PublishError
@@ -494,7 +439,8 @@ def _mendable() -> tuple[type[BaseException], ...]:
 
     return (
         UsageError, ClientError, DeployError, BrokerError, LogError, ProtocolError, PublishError, BadEventError,
-        KafkaUnreachableError, TopicMismatchError, ValidationError, FileNotFoundError, PermissionError,
+        Problem, RegistryError, KafkaUnreachableError, TopicMismatchError, ValidationError, FileNotFoundError,
+        PermissionError,
     )  # fmt: skip
 
 

@@ -14,7 +14,17 @@ from urllib.parse import quote, urlencode
 import httpx
 from pydantic import BaseModel
 
-from serving.api import Accepted, Context, Models, RecommendationRequest, SimilarItems, Status, UserHistory
+from serving.api import (
+    Accepted,
+    Activation,
+    Context,
+    Models,
+    RecommendationRequest,
+    Rollback,
+    SimilarItems,
+    Status,
+    UserHistory,
+)
 from streaming.schema import Recommendation, UserEvent
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -111,13 +121,25 @@ class PinRecClient:
         """The versions in the registry."""
         return self._call(Models, "GET", "/v1/models")
 
-    def activate(self, version: str) -> Models:
+    def activate(self, version: str, force: bool = False) -> Models:
         """Serve another version (admin).
 
+        Args:
+            force: although it was refused or withdrawn.
+
         Raises:
-            ClientError: 404 for an unknown version, 401 without the admin token.
+            ClientError: 404 for an unknown version, 409 for a refused or withdrawn one, 401 without the admin token.
         """
-        return self._call(Models, "POST", f"/v1/models/{_quoted(version)}/activate")
+        body = Activation(force=force).model_dump_json()
+        return self._call(Models, "POST", f"/v1/models/{_quoted(version)}/activate", body)
+
+    def rollback(self, reason: str = "") -> Models:
+        """Go back to the newest older version that passed the gate (admin).
+
+        Raises:
+            ClientError: 409 where there is none, 401 without the admin token.
+        """
+        return self._call(Models, "POST", "/v1/models/rollback", Rollback(reason=reason).model_dump_json())
 
     def status(self) -> Status:
         """How every replica is."""

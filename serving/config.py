@@ -1,12 +1,14 @@
 """The one settings model: the `args:` of a deploy file, validated by Ray Serve when it is deployed."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pinrec.config import Frozen, GenerationConfig, ModelConfig, TrainingConfig, Vocabulary
+from pinrec.config import Frozen, GateSettings, GenerationConfig, ModelConfig, TrainingConfig, Vocabulary
 from streaming.config import IngestSettings, KafkaSettings, StateSettings, TrainerSettings
+
+Version = Annotated[str, Field(pattern=r"^v\d{6,}$")]
 
 
 class ServingSettings(Frozen):
@@ -37,6 +39,10 @@ class ServingSettings(Frozen):
         ge=0,
         description="new and changed items that a replica answers with before a model version has them, at most",
     )
+    split: dict[Version, Annotated[float, Field(gt=0, lt=1)]] = Field(
+        default_factory=dict,
+        description="version -> share of the users it answers, always the same; the current version answers the others",
+    )
     admin_token_file: Path | None = Field(
         None, description="holds the token for deletions and model changes; none = <state.root>/admin-token"
     )
@@ -53,8 +59,15 @@ class AppSettings(Frozen):
     training: TrainingConfig = TrainingConfig()
     generation: GenerationConfig = GenerationConfig()
     trainer: TrainerSettings = TrainerSettings()
+    gate: GateSettings = GateSettings()
     serving: ServingSettings = ServingSettings()
     pinned_version: str | None = Field(None, description="serve this version whatever the trainer publishes")
+
+    @model_validator(mode="after")
+    def _a_split_leaves_somebody(self) -> Self:
+        if (total := sum(self.serving.split.values())) >= 1:
+            raise ValueError(f"serving.split: the shares sum to {total:g}; the current version needs some users too")
+        return self
 
     @model_validator(mode="after")
     def _lists_can_be_made(self) -> Self:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any, Final
@@ -13,22 +14,16 @@ import torch
 from pinrec.bundle import Bundle
 from pinrec.config import Vocabulary
 from pinrec.index import use_threads
-from pinrec.registry import Registry, RegistryError, UnknownVersionError
+from pinrec.registry import Registry, RegistryError
 from serving.answers import Answerer, Outcome
-from serving.api import (
-    Context,
-    HistoryItem,
-    Models,
-    ModelVersion,
-    RecommendationRequest,
-    SimilarItems,
-    UserHistory,
-)
+from serving.api import Context, HistoryItem, Models, RecommendationRequest, SimilarItems, UserHistory
 from serving.config import AppSettings
 from serving.live import LiveBundle
 from serving.live_items import LiveItems
+from serving.model_list import activate, models_of, rollback
 from serving.problems import Problem
 from serving.scheduler import Scheduler
+from serving.split import Split
 from streaming.process import keep_freed_memory
 from streaming.publisher import EventPublisher
 from streaming.schema import EventCodec, Recommendation
@@ -69,6 +64,11 @@ class Engine:
         self._items = LiveItems(settings.kafka, settings.serving.delta_items)
         self._items.start()
         self._live = LiveBundle(self._registry, settings.vocabulary, settings.pinned_version, self._warm)
+        self._split = Split(
+            settings.serving.split,
+            lambda version: LiveBundle(self._registry, settings.vocabulary, version, self._rehearse),
+            self._answerer_of,
+        )
         self._generator = ThreadPoolExecutor(1, "generate")
         self._sender = ThreadPoolExecutor(1, "publish")
         self._publisher: EventPublisher | None = None
@@ -86,6 +86,7 @@ class Engine:
         # Before requests are routed here: a replica that joins others must not say that there is no model.
         self._live.refresh()
         self._live.start(settings.serving.poll_models_s)
+        self._split.start(settings.serving.poll_models_s)
 
     async def recommend(self, request: RecommendationRequest) -> Recommendation | Problem:
         """A list; a refusal is returned, not raised, so that it crosses the handle as it is."""
@@ -138,34 +139,26 @@ class Engine:
     async def models(self) -> Models | Problem:
         """The versions in the registry, newest first; a Problem where it cannot be read."""
         try:
-            versions = await asyncio.get_running_loop().run_in_executor(None, self._registry.versions)
+            return await asyncio.get_running_loop().run_in_executor(
+                None, models_of, self._registry, self._settings.pinned_version
+            )
         except (RegistryError, OSError) as error:
             return Problem(503, str(error), retry_after_s=5)
-        return Models(
-            current=next((info.version for info in versions if info.current), None),
-            pinned=self._settings.pinned_version,
-            versions=[
-                ModelVersion(
-                    version=info.version,
-                    created_at=info.created_at,
-                    trained_until=info.trained_until,
-                    items=info.items,
-                    current=info.current,
-                    metrics=info.metrics,
-                    problem=info.problem,
-                )
-                for info in reversed(versions)
-            ],
-        )
 
-    async def activate(self, version: str) -> Problem | None:
+    async def activate(self, version: str, force: bool = False) -> Problem | None:
         """Point the registry at a version; every replica loads and checks it, then flips."""
-        if self._settings.pinned_version:
-            return Problem(422, "the deploy file pins a version (pinned_version), and that wins", "version")
+        return await self._moved(activate, version, force)
+
+    async def rollback(self, reason: str) -> Problem | None:
+        """Go back to the newest older version that passed the gate; the one left never serves again by itself."""
+        return await self._moved(rollback, reason)
+
+    async def _moved(self, move: Callable[..., Any], *args: Any) -> Problem | None:
+        registry, pinned = self._registry, self._settings.pinned_version
         try:
-            await asyncio.get_running_loop().run_in_executor(None, self._registry.activate, version)
-        except RegistryError as error:
-            return Problem(404 if isinstance(error, UnknownVersionError) else 503, str(error), "version")
+            await asyncio.get_running_loop().run_in_executor(None, move, registry, pinned, *args)
+        except Problem as problem:
+            return problem
         return None
 
     async def status(self) -> dict[str, Any]:
@@ -181,6 +174,7 @@ class Engine:
         troubles += self._items.troubles(self._live.bundle)
         if staleness_ms is None or staleness_ms > self._settings.serving.degraded_after_s * 1e3:
             troubles.append("histories are behind the event topic")
+        troubles += self._split.troubles
         return {
             "replica": self._replica,
             "pid": os.getpid(),
@@ -189,6 +183,7 @@ class Engine:
             "swaps": self._live.swaps,
             "refused": self._live.refused,
             "behind": self._live.trouble,
+            "split": self._split.status,
             "troubles": troubles,
             "users": known_users,
             "staleness_ms": staleness_ms,
@@ -223,17 +218,29 @@ class Engine:
         while True:
             try:
                 # In the worker's thread: a batch that read a history before its deletion is done by then.
-                await loop.run_in_executor(self._generator, self._answerer.forget_deleted)
+                await loop.run_in_executor(self._generator, self._forget_deleted)
             except Exception as error:  # whatever the store raises; queries go on without it as well
                 log.warning("looking for deleted users failed; trying again: %s", error)
             await asyncio.sleep(_FORGET_S)
 
-    def _warm(self, bundle: Bundle) -> None:
+    def _forget_deleted(self) -> None:
+        self._answerer.forget_deleted()
+        self._split.forget_deleted()
+
+    def _answerer_of(self, share: float) -> Answerer:
+        serving = self._settings.serving
+        states_mib = round(share * serving.states_mib)
+        return Answerer(self._store, self._settings.generation, serving.model_copy(update={"states_mib": states_mib}))
+
+    def _rehearse(self, bundle: Bundle) -> None:
         # Without a context a user nobody knows gets what is popular, and the model would stay cold.
         cold = RecommendationRequest(user_id="warm-up", context=Context(item_id=bundle.catalogue.item_ids[0]))
         # Here, as a bundle goes live behind this: what was deleted since it was made must never come back.
         delta = self._items.prepare(bundle)
         self._answerer.rehearse(bundle, self._recent or [cold], delta)
+
+    def _warm(self, bundle: Bundle) -> None:
+        self._rehearse(bundle)
         if self._live.bundle is None or not self._settings.serving.handover_s:
             return
         # The states belong to the worker's thread; what is made for the new version is nobody's until it is theirs.
@@ -248,10 +255,10 @@ class Engine:
     async def _work(
         self, queries: list[RecommendationRequest], users: list[str]
     ) -> tuple[list[Outcome], list[Outcome]]:
-        bundle = self._live.bundle  # one read: the whole batch is made by one bundle
+        bundle = self._live.bundle  # one read: all of the batch that is not another version's is made by one bundle
         assert bundle is not None, "nothing is scheduled before the first bundle is live, and none is taken away"
         answers, lists = await asyncio.get_running_loop().run_in_executor(
-            self._generator, self._answerer.answer, bundle, queries, users, self._items.delta(bundle)
+            self._generator, self._split.answer, self._answerer, bundle, queries, users, self._items.delta
         )
         self._recent = queries or self._recent
         self._batches += 1

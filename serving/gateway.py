@@ -16,7 +16,17 @@ from ray.serve.handle import DeploymentHandle
 
 from serving import problems
 from serving.affinity import near, partition_of
-from serving.api import Accepted, Models, Ready, RecommendationRequest, SimilarItems, Status, UserHistory
+from serving.api import (
+    Accepted,
+    Activation,
+    Models,
+    Ready,
+    RecommendationRequest,
+    Rollback,
+    SimilarItems,
+    Status,
+    UserHistory,
+)
 from serving.config import AppSettings
 from serving.limits import LimitBody
 from serving.metrics import render
@@ -173,10 +183,22 @@ class Gateway:
         return models
 
     @api.post("/v1/models/{version}/activate", status_code=202, tags=["models"])
-    async def activate(self, version: str, authorization: Annotated[str, Header()] = "") -> Models:
-        """Point the registry at a version; replicas load and check it, then flip."""
+    async def activate(
+        self, version: str, how: Activation | None = None, authorization: Annotated[str, Header()] = ""
+    ) -> Models:
+        """Point the registry at a version; replicas load and check it, then flip.
+
+        One that was refused or withdrawn is activated with `{"force": true}` only.
+        """
         self._authorise(authorization)
-        await self._asked("activate", version)
+        await self._asked("activate", version, how is not None and how.force)
+        return await self.models()
+
+    @api.post("/v1/models/rollback", status_code=202, tags=["models"])
+    async def rollback(self, why: Rollback | None = None, authorization: Annotated[str, Header()] = "") -> Models:
+        """Go back to the newest older version that passed the gate; the one left never serves again by itself."""
+        self._authorise(authorization)
+        await self._asked("rollback", why.reason if why else "")
         return await self.models()
 
     @api.get("/v1/status", tags=["operate"])

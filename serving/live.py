@@ -107,7 +107,7 @@ class LiveBundle:
         """What a replica goes on with that starts while the current version is broken."""
         if self.bundle is not None or self._pinned:
             return None
-        names = [info.version for info in self._registry.versions()]
+        names = [info.version for info in self._registry.versions() if info.state == "passed"]
         older = (self._checked(name) for name in reversed(names) if name < version)
         return next((bundle for bundle in older if bundle is not None), None)
 

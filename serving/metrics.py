@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
@@ -40,7 +40,17 @@ METRICS: Final[dict[str, str]] = {
     "pinrec_trainer_recall": "recall@10 of the version that served on what it was not trained on; NaN if not known",
     "pinrec_trainer_candidate_recall": "the same of the version that was to follow it, on the same events",
     "pinrec_trainer_gap": "1 when the archive lacks records",
+    "pinrec_candidates_refused": "candidates that the gate refused since the trainer started",
+    "pinrec_rollbacks": "versions taken back because users engaged with them less, since the trainer started",
 }
+VERSION_METRICS: Final[dict[str, str]] = {
+    "pinrec_version_impressions": "items of a version's lists that users were shown",
+    "pinrec_version_engaged": "of these, how many they engaged with",
+    "pinrec_gate_figure": "what the newest refused candidate reached in a check that it failed",
+    "pinrec_gate_bound": "what it had to reach",
+}
+"""With the label `version`, and those of the gate with `check` too."""
+_VERSIONS: Final = 5
 
 
 def render(status: Status) -> str:
@@ -78,16 +88,35 @@ def render(status: Status) -> str:
         "pinrec_trainer_recall": measured.get("recall@10", math.nan),
         "pinrec_trainer_candidate_recall": measured.get("candidate_recall@10", math.nan),
         "pinrec_trainer_gap": float(trainer.get("gap") is not None),
+        "pinrec_candidates_refused": trainer.get("refused", 0),
+        "pinrec_rollbacks": trainer.get("rollbacks", 0),
     }
     registry = CollectorRegistry()
     for name, meaning in METRICS.items():
         Gauge(name, meaning, registry=registry).set(values[name])
+    _by_version(registry, trainer)
     return generate_latest(registry).decode()
 
 
 def _worst(known: list[float | None]) -> float:
     figures = [figure for figure in known if figure is not None]
     return max(figures) if figures and len(figures) == len(known) else math.nan
+
+
+def _by_version(registry: CollectorRegistry, trainer: dict[str, Any]) -> None:
+    gauges = {
+        name: Gauge(name, meaning, ["version", "check"] if "gate" in name else ["version"], registry=registry)
+        for name, meaning in VERSION_METRICS.items()
+    }
+    outcomes = trainer.get("outcomes", {})
+    for version in sorted(outcomes, key=lambda version: int(version[1:]))[-_VERSIONS:]:
+        for name in ("impressions", "engaged"):
+            gauges[f"pinrec_version_{name}"].labels(version).set(outcomes[version][name])
+    last = trainer.get("last_refused") or {"refusals": ()}
+    for refusal in last["refusals"]:
+        for name in ("figure", "bound"):
+            value = math.nan if refusal[name] is None else refusal[name]
+            gauges[f"pinrec_gate_{name}"].labels(last["version"], refusal["check"]).set(value)
 
 
 def _sum(replicas: Iterable[dict[str, float]], name: str) -> float:

@@ -14,6 +14,7 @@ _TITLES = {
     401: "Token missing or wrong",
     404: "Not found",
     405: "Method not allowed",
+    409: "Conflict",
     413: "Too large",
     422: "Invalid request",
     500: "Internal error",

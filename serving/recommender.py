@@ -49,9 +49,13 @@ class Recommender:
         """The versions in the registry, newest first."""
         return await self._engine.models()
 
-    async def activate(self, version: str) -> Problem | None:
+    async def activate(self, version: str, force: bool) -> Problem | None:
         """Point the registry at a version; every replica loads and checks it, then flips."""
-        return await self._engine.activate(version)
+        return await self._engine.activate(version, force)
+
+    async def rollback(self, reason: str) -> Problem | None:
+        """Go back to the newest older version that passed the gate."""
+        return await self._engine.rollback(reason)
 
     async def status(self) -> dict[str, Any]:
         """How this replica is."""

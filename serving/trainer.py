@@ -35,7 +35,8 @@ class TrainerDeployment:
     async def status(self) -> dict[str, Any]:
         """How training stands."""
         status = self._trainer.status() if self._trainer else TrainerStatus()
-        troubles = [trouble for trouble in (self._crashed, status.error, status.gap) if trouble]
+        problems = (self._crashed, status.error, status.gap, status.watch_trouble)
+        troubles = [trouble for trouble in problems if trouble]
         return {"pid": os.getpid(), "troubles": troubles, **dataclasses.asdict(status)}
 
     def check_health(self) -> None:

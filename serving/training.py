@@ -14,5 +14,7 @@ def trainer_of(settings: AppSettings) -> Trainer:
         training=settings.training,
         generation=settings.generation,
         trainer=settings.trainer,
+        gate=settings.gate,
         pinned=settings.pinned_version,
+        split=settings.serving.split,
     )

@@ -143,12 +143,13 @@ class RecommendedItem(Message):
     offset_s: Annotated[float | None, Field(description="the time offset aimed at, in s")] = None
     step: Annotated[int | None, Field(ge=0, description="the decode step, from 0")] = None
     title: str | None = None
+    explored: Annotated[bool, Field(description="here to be tried out, not because the model chose it")] = False
 
 
 class Recommendation(Message):
     """A list for a user: the HTTP answer, and what `pinrec.recommendations` carries (key = user_id)."""
 
-    request_id: str
+    request_id: Annotated[str, Field(description="<model_version>.<32 hex digits>; send it back with events")]
     user_id: str
     model_version: str
     created_at: Annotated[float, Field(description="epoch s")]

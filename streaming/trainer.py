@@ -1,9 +1,9 @@
 """The periodic trainer: archive and catalogue in, bundles out."""
 
-import contextlib
 import logging
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 
@@ -11,13 +11,14 @@ import numpy as np
 from torch import Tensor
 
 from pinrec.bundle import Bundle, BundleError, read_learner, read_manifest
-from pinrec.config import GenerationConfig, ModelConfig, TrainingConfig, Vocabulary
+from pinrec.config import GateSettings, GenerationConfig, ModelConfig, TrainingConfig, Vocabulary
 from pinrec.evaluation import outcome_shares, prequential
 from pinrec.items import Catalogue
 from pinrec.popularity import Popularity
 from pinrec.registry import Registry, RegistryError
 from pinrec.training import Learner
 from streaming.archive import Archive
+from streaming.candidates import Candidates, Decision
 from streaming.checkpoint import Plan, Published, TrainerFolder
 from streaming.config import KafkaSettings, StateSettings, TrainerSettings
 from streaming.publisher import EventPublisher, PublishError
@@ -25,6 +26,7 @@ from streaming.schema import EventCodec, ModelAnnouncement
 from streaming.trainer_status import TrainerStatus
 from streaming.training_catalogue import TrainingCatalogue
 from streaming.training_log import RoundEvents, Standing, TrainingLog
+from streaming.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +60,17 @@ class Trainer:
         training: TrainingConfig,
         generation: GenerationConfig,
         trainer: TrainerSettings,
+        gate: GateSettings | None = None,
         pinned: str | None = None,
+        split: Collection[str] = (),
     ) -> None:
         self._kafka, self._vocabulary, self._settings, self._pinned = kafka, vocabulary, trainer, pinned
         self._model, self._training, self._generation = model, training, generation
         self._archive, self._registry = Archive(state.archive), Registry(str(state.registry))
+        limits = gate or GateSettings()
+        self._candidates = Candidates(self._registry, limits, generation)
+        self._watch = Watch(Archive(state.archive), Registry(str(state.registry)), vocabulary, limits, pinned)
+        self._kept = {*split, *([pinned] if pinned else [])}
         self._folder = TrainerFolder(state.trainer)
         self._log = TrainingLog(self._archive, vocabulary, trainer)
         self._new_learner = partial(Learner, model, vocabulary, training, generation.mode)
@@ -79,7 +87,13 @@ class Trainer:
 
     def status(self) -> TrainerStatus:
         """How training stands; may be called from any thread."""
-        return self._status
+        outcomes = {
+            version: {"impressions": of.impressions, "engaged": of.engaged, "rate": of.rate}
+            for version, of in self._watch.outcomes.items()
+        }
+        return replace(
+            self._status, outcomes=outcomes, rollbacks=self._watch.rollbacks, watch_trouble=self._watch.trouble
+        )
 
     def run(self, stop: threading.Event) -> None:
         """Train until told to stop. A round that fails is noted, and the next one tried.
@@ -90,6 +104,8 @@ class Trainer:
             self._note(phase="standing by", error=self.rival)
             if stop.wait(_LEAD_EVERY_S):
                 return
+        # In a thread of its own: a bad version should not serve until a long round is over.
+        threading.Thread(target=self._watch.run, args=(stop,), name="watch", daemon=True).start()
         try:
             self.resume()
             while not stop.is_set():
@@ -101,7 +117,7 @@ class Trainer:
                     log.exception("a training round failed")
                     self._note(phase="idle", error=f"{type(error).__name__}: {error}")
                 # Before the first model every second counts; afterwards the interval is from start to start.
-                pause = self._settings.interval_s if self._status.version else 1.0
+                pause = self._settings.interval_s if self._status.version or self._status.refused else 1.0
                 stop.wait(max(0.0, began + pause - time.monotonic()))
         finally:
             self.resign()
@@ -134,7 +150,7 @@ class Trainer:
         """Train on what is new and publish.
 
         Returns:
-            the new version, or None where nothing changed or events are still too few.
+            the new version, or None where nothing changed, events are still too few, or the gate refused it.
 
         Raises:
             OSError, RegistryError, BundleError: nothing was published; the old version stands, and what was
@@ -165,12 +181,7 @@ class Trainer:
             self._train(work, catalogue, new)
         if not self._learner.fits or not (self._unpublished or self._is_other(catalogue)):
             return None
-        try:
-            return self._publish(work, catalogue, as_of)
-        except BundleError as error:
-            if error.check in _OF_WEIGHTS:
-                self._give_up()
-            raise
+        return self._publish(work, catalogue, as_of)
 
     def go_back(self, version: str) -> None:
         """Go on from a version's weights. What was learnt since is given up, with the events it was learnt from.
@@ -238,32 +249,58 @@ class Trainer:
         per_step = self._training.batch_users * 4 * (1 - self._training.replay_share)
         return max(1, min(self._training.round_steps, int(2 * new / per_step)))
 
-    def _publish(self, work: RoundEvents, catalogue: Catalogue, as_of: dict[int, int]) -> str:
+    def _publish(self, work: RoundEvents, catalogue: Catalogue, as_of: dict[int, int]) -> str | None:
         self._note(phase="publishing")
+        try:
+            decision = self._offer(work, catalogue, as_of)
+        except BundleError as error:
+            if error.check not in _OF_WEIGHTS:
+                raise
+            decision = self._candidates.refused(error)
+        if decision.refusals:
+            self._refused(decision)
+            return None
+        manifest = read_manifest(self._registry.folder(decision.version))
+        self._items, self._metrics = (decision.version, catalogue, as_of), {}
+        self._note_published(decision.version)
+        self._note(trained_until=manifest.trained_until, metrics=manifest.metrics, rounds=self._status.rounds + 1)
+        self._announce(decision.version, manifest.trained_until, manifest.metrics)
+        self._prune()
+        return decision.version
+
+    def _offer(self, work: RoundEvents, catalogue: Catalogue, as_of: dict[int, int]) -> Decision:
+        """Make a candidate of what is learnt by now, and let it serve if it may."""
         trained = work.events.before(work.held)
-        trained_until = float(trained.arrived.max(initial=self._status.trained_until or 0.0))
         bundle = Bundle.of(
             self._learner.served(),
             catalogue,
             Popularity.of(work.events, catalogue, self._vocabulary),
             mode=self._generation.mode,
             outcomes=self._generation.default_outcomes or outcome_shares(trained, self._vocabulary),
-            trained_until=trained_until,
+            trained_until=float(trained.arrived.max(initial=self._status.trained_until or 0.0)),
             items_positions=as_of,
         )
         self._note(phase="evaluating", step=0, steps=0)
         metrics = self._metrics | self._compare(bundle, work)
-        metrics = {name: value for name, value in metrics.items() if np.isfinite(value)}
-        bundle = bundle.measured(metrics)
+        bundle = bundle.measured({name: value for name, value in metrics.items() if np.isfinite(value)})
         self._note(phase="publishing")
-        version = self._registry.publish(bundle, self._state())
-        self._live, self._items, self._metrics = (version, bundle), (version, catalogue, as_of), {}
-        self._note_published(version)
-        self._note(trained_until=trained_until, metrics=metrics, rounds=self._status.rounds + 1)
-        self._announce(version, trained_until, metrics)
-        self._registry.prune(self._settings.keep_versions, pinned={self._pinned} if self._pinned else set())
+        parent = self._published.version if self._published else None
+        decision = self._candidates.offer(bundle, self._state(), self._serving(), parent, work.events, work.since)
+        if not decision.refusals:
+            self._live = (decision.version, bundle)
+        return decision
+
+    def _refused(self, decision: Decision) -> None:
+        """What made the candidate must not go into the next one."""
+        refused = self._status.refused + 1
+        last = {"version": decision.version, "refusals": [refusal.model_dump() for refusal in decision.refusals]}
+        self._note(refused=refused, last_refused=last)
+        self._give_up()
+        self._prune()
+
+    def _prune(self) -> None:
+        self._registry.prune(self._settings.keep_versions, pinned=self._kept | self._watch.kept)
         self._archive.purge()
-        return version
 
     def _compare(self, candidate: Bundle, work: RoundEvents) -> dict[str, float]:
         """Predict what is held out with the version that serves and with the one that is to follow it.
@@ -367,11 +404,16 @@ class Trainer:
             self._note_published(current, self._published.number if self._published else -1)
 
     def _give_up(self) -> None:
-        """Leave weights that cannot be served."""
-        self._learner = self._new_learner()
-        if self._published is not None:
-            with contextlib.suppress(ValueError, RegistryError):
-                self.go_back(self._published.version)
+        """Leave weights that must not serve, for those of the version that does; without one all begins anew."""
+        current = self._registry.current()
+        if current is not None:
+            try:
+                self.go_back(current)
+                return
+            except (ValueError, RegistryError) as error:
+                log.warning("training begins anew, %s cannot be gone on from: %s", current, error)
+        self._learner, self._standing = self._new_learner(), Standing(rounds=self._standing.rounds)
+        self._save()
 
     def _restore(self) -> None:
         """The learner as the checkpoint has it; a new one where there is none, or none that fits."""

@@ -1,6 +1,7 @@
 """What the trainer tells about itself. No torch here: it can be told before training has begun."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,3 +24,12 @@ class TrainerStatus:
     gap: str | None = None
     """What the archive lacks."""
     error: str | None = None
+    refused: int = 0
+    """Candidates that the gate refused since start."""
+    last_refused: dict[str, Any] | None = None
+    """The newest of them: version, and refusals with check, figure, bound and message."""
+    rollbacks: int = 0
+    """Versions taken back since start because users engaged with them less."""
+    outcomes: dict[str, dict[str, float]] = field(default_factory=dict)
+    """impressions, engaged and rate of each version."""
+    watch_trouble: str | None = None

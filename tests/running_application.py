@@ -50,6 +50,8 @@ class RunningApplication:
             training={"batch_users": 4, "window": 16, "uniform_negatives": 32, "initial_steps": 20, "round_steps": 4},
             # Versions are looked up at the end of a test, so none is thrown away.
             trainer={"interval_s": 2, "min_events": 150, "keep_versions": 1_000},
+            # Models of twenty steps on chance events need not be good.
+            gate={"recall_drop": 1, "diversity": 0, "item_share": 1},
             serving={"poll_models_s": 0.2, "event_k": 8},
         )
         self.file, self.stack = file, Stack(file)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from pinrec.config import GenerationConfig, ModelConfig, TrainingConfig
+from pinrec.config import GateSettings, GenerationConfig, ModelConfig, TrainingConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "model.md"
 SIGNS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
@@ -37,7 +37,9 @@ def rows(heading: str) -> dict[str, tuple[str, str]]:
     return {field.strip("`"): (default, allowed) for field, default, allowed, _ in cells}
 
 
-@pytest.mark.parametrize("kind", [ModelConfig, TrainingConfig, GenerationConfig], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [ModelConfig, TrainingConfig, GenerationConfig, GateSettings], ids=lambda kind: kind.__name__
+)
 def test_every_field_is_on_the_page_as_it_is(kind: type[BaseModel]) -> None:
     expected = described(kind)
     assert rows(kind.__name__) == expected, f"rows should be: {expected}"

@@ -418,6 +418,31 @@ def test_a_corrupt_version_is_refused_by_name_and_the_old_one_goes_on(app):
     eventually(lambda: not app.client.status().degraded, otherwise=app.client.status)
 
 
+def test_a_rolled_back_version_does_not_come_again_unless_it_is_forced(app):
+    before = app.client.models().current
+    version = app.registry.publish(app.edition("regretted"))
+    eventually(lambda: app.client.recommend("past-1").model_version >= version)
+    listed = app.client.rollback("wrong prices")
+    states = {one.version: one for one in listed.versions}
+    left = next(one for one in listed.versions if one.state == "withdrawn")
+    assert [refusal.message for refusal in left.refusals] == ["wrong prices"]
+    assert states[listed.current].state == "passed"
+    with pytest.raises(ClientError) as refused:
+        app.client.activate(left.version)
+    assert (refused.value.status, refused.value.field) == (409, "version")
+    assert "force" in str(refused.value)
+    assert app.client.activate(left.version, force=True).current == left.version
+    app.client.activate(before)
+    answer = app.client.recommend("past-1")
+    assert answer.request_id.startswith(f"{answer.model_version}.")
+
+
+@pytest.mark.parametrize("path", ["/v1/models/v000001/activate", "/v1/models/rollback"])
+def test_the_model_is_not_changed_without_the_token(app, path):
+    answer = app.http.post(path, json={}, headers={"Authorization": "Bearer wrong"})
+    assert answer.status_code == 401
+
+
 def meets_its_users_at_one_replica(app):
     """Events and queries of a user find the keys and values that one replica keeps; none keeps them twice."""
     users = [f"met-{i}" for i in range(16)]

@@ -89,7 +89,7 @@ def test_prune_keeps_the_newest_the_current_and_the_pinned(registry, bundle):
     for _ in range(5):
         registry.publish(bundle)
     registry.activate("v000002")
-    assert registry.prune(keep=1, pinned=["v000003"]) == ["v000001", "v000004"]
+    assert registry.prune(keep=1, pinned=["v000003"], loading_s=0) == ["v000001", "v000004"]
     assert names(registry) == ["v000002", "v000003", "v000005"]
     assert registry.load("v000002").version == "v000002"
     assert registry.publish(bundle) == "v000006"
@@ -101,14 +101,14 @@ def test_a_version_number_is_never_used_twice(registry, bundle):
     for _ in range(3):
         registry.publish(bundle)
     registry.activate("v000001")
-    registry.prune(keep=1)
+    registry.prune(keep=1, loading_s=0)
     assert registry.publish(bundle) == "v000004"
 
 
 def test_pruning_leaves_a_version_that_is_being_written_to_its_publisher(registry, bundle):
     registry.publish(bundle)
     assert Registry(registry.url)._claim() == "v000002"
-    registry.prune(keep=1)
+    registry.prune(keep=1, loading_s=0)
     assert registry.publish(bundle) == "v000003"
 
 
@@ -188,7 +188,7 @@ def test_a_reader_keeps_answering_from_a_version_that_is_pruned(bundle, tmp_path
     registry = Registry(tmp_path)
     loaded = registry.load(registry.publish(bundle))
     registry.publish(bundle)
-    assert registry.prune(keep=1) == ["v000001"]
+    assert registry.prune(keep=1, loading_s=0) == ["v000001"]
     assert (loaded.table == bundle.table).all()
 
 

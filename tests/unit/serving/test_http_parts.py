@@ -111,7 +111,7 @@ def status(**fields):
     }  # fmt: skip
     ingestor = {"applied": 10, "duplicates": 1, "dead_letters": 2, "lag": 5}
     parts = {"recommenders": [recommender, recommender], "ingestors": [ingestor, ingestor]} | fields
-    return Status(ready=True, degraded=["one thing"], model_version="v000001", users=8, trainer=None, **parts)
+    return Status(ready=True, degraded=["one thing"], model_version="v000001", users=8, **({"trainer": None} | parts))
 
 
 def test_every_metric_has_a_value_and_a_meaning():
@@ -126,6 +126,30 @@ def test_every_metric_has_a_value_and_a_meaning():
     assert values["pinrec_staleness_ms"] == 12.5
     assert values["pinrec_items_changed"] == 6, "every replica has the same"
     assert (values["pinrec_items_updates"], values["pinrec_items_read_age_s"]) == (18, 0.4)
+
+
+def test_metrics_name_versions_and_the_check_that_a_candidate_failed():
+    trainer = {
+        "refused": 3,
+        "rollbacks": 1,
+        "outcomes": {f"v{n:06d}": {"impressions": 100.0 * n, "engaged": 7.0 * n} for n in range(1, 9)},
+        "last_refused": {
+            "version": "v000009",
+            "refusals": [
+                {"check": "recall", "figure": 0.1, "bound": 0.2, "message": "worse"},
+                {"check": "nan", "figure": None, "bound": None, "message": "not finite"},
+            ],
+        },
+    }
+    lines = render(status(trainer=trainer)).splitlines()
+    assert "pinrec_candidates_refused 3.0" in lines
+    assert "pinrec_rollbacks 1.0" in lines
+    assert 'pinrec_version_impressions{version="v000008"} 800.0' in lines
+    assert 'pinrec_version_engaged{version="v000004"} 28.0' in lines
+    assert not any('{version="v000003"}' in line for line in lines), "few labels: the newest five"
+    assert 'pinrec_gate_figure{check="recall",version="v000009"} 0.1' in lines
+    assert 'pinrec_gate_bound{check="recall",version="v000009"} 0.2' in lines
+    assert 'pinrec_gate_figure{check="nan",version="v000009"} NaN' in lines
 
 
 def test_staleness_that_nobody_knows_is_not_a_number():
