@@ -1,0 +1,100 @@
+"""What a replica does with versions: lists them, moves the pointer, refuses with the remedy, and divides its users."""
+
+import asyncio
+import time
+
+import pytest
+
+from pinrec.registry import Registry
+from pinrec.split import version_for
+from pinrec.verdicts import Refusal
+from serving.api import RecommendationRequest
+from serving.config import AppSettings
+from serving.engine import Engine
+from serving.problems import Problem
+from streaming.stores.lmdb import LmdbSequenceStore
+from tests.small_bundle import CONFIG, small_bundle, small_history
+
+USERS = [f"user-{i}" for i in range(30)]
+
+
+@pytest.fixture
+def settings(tmp_path):
+    state = {"root": str(tmp_path), "map_gib": 0.1}
+    settings = AppSettings(state=state, model=CONFIG, serving={"split": {"v000001": 0.4}, "poll_models_s": 60})
+    store = LmdbSequenceStore(settings.state.sequences, CONFIG.history, CONFIG.stride, 0.1)
+    changes = [(user, event) for i, user in enumerate(USERS) for event in small_history(3, seed=i).events()]
+    store.apply(0, 0, len(changes), changes, as_of=time.time())
+    store.close()
+    registry = Registry(settings.state.registry)
+    for seed in (1, 2, 3):
+        registry.publish(small_bundle(seed=seed))
+    return settings
+
+
+def test_users_are_divided_and_every_answer_names_its_version(settings):
+    async def asked():
+        engine = Engine(settings, 0)
+        answers = await asyncio.gather(*(engine.recommend(RecommendationRequest(user_id=u, k=5)) for u in USERS))
+        return answers, await engine.status()
+
+    answers, status = asyncio.run(asked())
+    for user, answer in zip(USERS, answers, strict=True):
+        assert answer.model_version == (version_for(user, settings.serving.split) or "v000003")
+        assert answer.request_id.startswith(f"{answer.model_version}.")
+    assert {answer.model_version for answer in answers} == {"v000001", "v000003"}
+    assert status["split"]["v000001"]["share"] == 0.4
+    assert status["troubles"] == []
+
+
+def test_the_pointer_is_moved_back_and_only_force_brings_a_withdrawn_version_again(settings):
+    async def moved():
+        engine = Engine(settings, 0)
+        said = [
+            await engine.rollback("wrong prices"),
+            await engine.activate("v000003"),
+            await engine.activate("v000009"),
+            await engine.models(),
+            await engine.activate("v000003", force=True),
+        ]
+        await engine.activate("v000001")
+        return [*said, await engine.rollback(""), await engine.models()]
+
+    back, refused, unknown, models, forced, nothing_older, after = asyncio.run(moved())
+    assert back is forced is None
+    assert (refused.status, refused.field, "--force" in refused.detail) == (409, "version", True)
+    assert unknown.status == 404
+    assert [(one.version, one.state, one.current) for one in models.versions] == [
+        ("v000003", "withdrawn", False), ("v000002", "passed", True), ("v000001", "passed", False),
+    ]  # fmt: skip
+    assert models.versions[0].refusals[0].message == "wrong prices"
+    assert (nothing_older.status, after.current) == (409, "v000001")
+
+
+def test_a_pinned_version_wins_over_the_trainer_and_over_operators(settings):
+    settings = settings.model_copy(update={"pinned_version": "v000002"})
+    registry = Registry(settings.state.registry)
+
+    async def asked():
+        engine = Engine(settings, 0)
+        registry.publish(registry.load("v000003"))
+        engine._live.refresh()
+        current = next(user for user in USERS if version_for(user, settings.serving.split) is None)
+        answer = await engine.recommend(RecommendationRequest(user_id=current, k=5))
+        return answer, await engine.activate("v000004"), await engine.rollback("")
+
+    answer, *problems = asyncio.run(asked())
+    assert answer.model_version == "v000002"
+    for problem in problems:
+        assert isinstance(problem, Problem)
+        assert (problem.status, problem.field) == (422, "version")
+        assert "pins a version" in problem.detail
+    assert registry.current() == "v000004"
+
+
+def test_a_replica_that_starts_while_the_current_version_is_broken_takes_none_that_was_refused(settings):
+    registry = Registry(settings.state.registry)
+    registry.refuse([Refusal(check="recall", message="worse")], registry.publish(small_bundle(seed=4), activate=False))
+    broken = registry.publish(small_bundle(seed=5))
+    (registry.folder(broken) / "table.npy").write_bytes(b"")
+    assert Engine(settings, 0)._live.version == "v000003"
