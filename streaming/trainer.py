@@ -247,6 +247,7 @@ class Trainer:
             mode=self._generation.mode,
             outcomes=self._generation.default_outcomes or outcome_shares(trained, self._vocabulary),
             trained_until=trained_until,
+            like=serving if (serving := self._serving()) is not None and serving.config == self._model else None,
         )
         self._note(phase="evaluating", step=0, steps=0)
         metrics = self._metrics | self._compare(bundle, work)

@@ -46,9 +46,14 @@ class TrainingCatalogue:
         if not answered and (known := begun or published) is not None:
             return known
         self.ruled = bool(answered and self._view is not None and self._view.items)
-        items = dict(self._view.items) if self.ruled and self._view else {name: Item(name) for name in named}
         before = self._made[1] if self._made is not None and self._made[0] is begun else {}
-        changed = [name for name, item in items.items() if before.get(name) != item]
+        if self.ruled and self._view is not None:
+            items = dict(self._view.items)
+        else:
+            items = {name: before.get(name) or Item(name) for name in named}
+        changed = [name for name, item in items.items() if before.get(name) is not item]
+        if begun is not None and not changed and len(items) == len(begun):
+            return begun
         made = Catalogue.following(begun, items, changed, self._config)
         if begun is not None and made.same_as(begun):
             made = begun
