@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from benchmarks import freshness, generation, index, ingest, queries
+from benchmarks import freshness, generation, index, ingest, publishing, queries
 from benchmarks.application import Application
 from benchmarks.report import write_report
 from benchmarks.result import ROOT, BenchmarkError, Result
@@ -23,7 +23,7 @@ from serving.terminal import Steps, console, errors, stoppable
 
 T = TypeVar("T")
 
-IDS: Final = ("P2", "P3", "P8", "P5", "P1", "P4")
+IDS: Final = ("P2", "P3", "P8", "P7", "P5", "P1", "P4")
 """In the order they run."""
 RESULTS: Final = ROOT / "benchmarks" / "results" / "performance"
 _QUICK_RESULTS: Final = ROOT / ".pinrec" / "benchmarks-quick"
@@ -72,6 +72,7 @@ def _measures(ids: list[str], work: Path, quick: bool, rate: float) -> Generator
             "P2": generation.measure_new_event,
             "P3": generation.measure_many_embeddings,
             "P8": index.measure,
+            "P7": publishing.measure,
             "P5": ingest.measure,
         }
         for name in ids:
