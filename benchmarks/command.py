@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from benchmarks import catalogue, freshness, generation, index, ingest, queries, soak, swaps
+from benchmarks import catalogue, freshness, generation, index, ingest, publishing, queries, soak, swaps
 from benchmarks.application import Application
 from benchmarks.report import write_report
 from benchmarks.result import ROOT, BenchmarkError, Result
@@ -26,7 +26,7 @@ from streaming.simulator import TownConfig
 
 T = TypeVar("T")
 
-IDS: Final = ("P2", "P3", "P8", "P5", "P1", "P4", "P6c")
+IDS: Final = ("P2", "P3", "P8", "P7", "P5", "P1", "P4", "P6c")
 """In the order they run."""
 LONG: Final = ("P6", "P11")
 """Taken only where they are asked for by name."""
@@ -79,6 +79,7 @@ def _measures(ids: list[str], work: Path, options: argparse.Namespace) -> Genera
             "P2": generation.measure_new_event,
             "P3": generation.measure_many_embeddings,
             "P8": index.measure,
+            "P7": publishing.measure,
             "P5": ingest.measure,
         }
         for name in ids:

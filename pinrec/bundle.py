@@ -36,7 +36,7 @@ from pinrec.exact import CHUNK, perturbed_rows
 from pinrec.generation import embed, rank
 from pinrec.hashing import hash_id
 from pinrec.history import History, HistoryEvent
-from pinrec.index import IndexFileError, ItemIndex
+from pinrec.index import IndexFileError, IndexReport, ItemIndex
 from pinrec.items import CATALOGUE_FILE, Catalogue
 from pinrec.model import PinRecModel, as_int64
 from pinrec.popularity import POPULARITY_FILE, Popularity
@@ -59,6 +59,8 @@ TOLERANCE: Final = 1e-3
 LOWEST_RECALL: Final = 0.9
 LOWEST_TABLE_RECALL: Final = 0.95
 """Of an INT8 table; where it would lose more, as of items that lie close together, the table stays float32."""
+_STAYS: Final = 0.95
+"""Cosine to what it was, above which an item stays in its list of the index; the index's recall decides."""
 _ID_WEIGHT: Final = "tower.ids.weight.weight"
 _GOLDEN_LENGTHS: Final = (1, 7, 30)
 _GOLDEN_K: Final = 10
@@ -89,9 +91,10 @@ class FileEntry(Frozen):
 class IndexEntry(Frozen):
     """How the index was built; see `pinrec.index.IndexReport`."""
 
-    kind: str
+    kind: Literal["exact", "ivf_hnsw"]
     nprobe: int
     recall: float
+    trained_nprobe: int = 0
 
 
 class TableEntry(Frozen):
@@ -204,12 +207,14 @@ class Bundle:
         metrics: Mapping[str, float] | None = None,
         trained_until: float = 0.0,
         items_positions: Mapping[int, int] | None = None,
+        like: "Bundle | None" = None,
     ) -> "Bundle":
         """A bundle of a snapshot of `model`: makes item table, index and golden answers.
 
         Args:
             outcomes: the default budget; None = equal shares.
             items_positions: see `Manifest`; whoever serves the bundle takes in what came after. None = not known.
+            like: an older bundle; what is the same as there is not made again.
 
         Raises:
             BundleError: there are no items, or the model gives NaN.
@@ -218,9 +223,11 @@ class Bundle:
         if not len(catalogue):
             raise BundleError("rows", "the catalogue has no items")
         model = copy.deepcopy(model).eval().requires_grad_(False)
-        table = model.item_table(catalogue)
+        was_N = None if like is None else like.catalogue.rows(catalogue.hashes)
+        table = _item_table(model, catalogue, like, was_N)
         _check_table(table, len(catalogue), model.config.width)
-        index = ItemIndex.build(table)
+        stays_N = None if like is None or was_N is None else _staying(table, like, was_N)
+        index = ItemIndex.build(table, like=None if like is None else like.index, stays_N=stays_N)
         stored, table_entry = _stored(table, model.config)
         assert index.report is not None
         budget = outcomes or dict.fromkeys(model.vocabulary.outcomes, 1.0)
@@ -338,7 +345,7 @@ class Bundle:
         model = _load_model(folder, manifest, mmap)
         table = _as_table(_load_array(folder / TABLE, "r" if mmap else None), manifest)
         try:
-            index = ItemIndex.load(folder / INDEX, mmap)
+            index = ItemIndex.load(folder / INDEX, mmap, IndexReport(**manifest.index.model_dump()))
             catalogue = Catalogue.load(folder)
             popularity = Popularity.load(folder)
         except IndexFileError as error:
@@ -371,14 +378,8 @@ class Bundle:
     def _check_sample(self) -> None:
         """Rows of the table against the model: a table of another model, or in another order, is found out."""
         rows = np.unique(np.linspace(0, len(self.table) - 1, _SAMPLE).astype(np.int64))
-        with torch.inference_mode():
-            fresh = self.model.item_vectors(
-                as_int64(self.catalogue.hashes[rows]),
-                torch.from_numpy(self.catalogue.bags[rows]),
-                torch.from_numpy(self.catalogue.content[rows]),
-                torch.from_numpy(self.catalogue.has_content[rows]),
-            )
-        differs_ND = np.abs(fresh.numpy() - self.table[rows]) - _bound(self.table, rows)[:, None]
+        fresh_ND = _vectors(self.model, self.catalogue, rows)
+        differs_ND = np.abs(fresh_ND - self.table[rows]) - _bound(self.table, rows)[:, None]
         if not (worst := differs_ND.max()) < TOLERANCE:
             raise BundleError("table", f"{TABLE} differs by {worst:.3g} from what the model makes of the catalogue")
 
@@ -520,6 +521,57 @@ def _load_model(folder: Path, manifest: Manifest, mmap: bool) -> PinRecModel:
             "shape", f"{MODEL}: {IDS} alone must hold {_ID_WEIGHT}; lacking {missing}, too much {unexpected}"
         )
     return model.eval().requires_grad_(False)
+
+
+def _item_table(model: PinRecModel, catalogue: Catalogue, like: Bundle | None, was_N: np.ndarray | None) -> np.ndarray:
+    """The item vectors, float32[N, D]; of weights that are those of `like`, only rows of new or changed items are made.
+
+    Args:
+        was_N: each item's row in `like`, -1 where it has none.
+    """
+    if like is None or was_N is None or not isinstance(like.table, np.ndarray) or not _same_weights(model, like.model):
+        return model.item_table(catalogue)
+    known = np.flatnonzero(was_N >= 0)
+    same = np.ones(len(known), np.bool_)
+    for name in ("bags", "content", "has_content"):
+        differs = getattr(catalogue, name)[known] != getattr(like.catalogue, name)[was_N[known]]
+        same &= ~differs.reshape(len(known), -1).any(1)
+    known = known[same]
+    made = np.setdiff1d(np.arange(len(catalogue)), known)
+    table = np.empty((len(catalogue), model.config.width), np.float32)
+    table[known] = like.table[was_N[known]]
+    for at in range(0, len(made), CHUNK):
+        table[made[at : at + CHUNK]] = _vectors(model, catalogue, made[at : at + CHUNK])
+    return table
+
+
+def _same_weights(one: PinRecModel, other: PinRecModel) -> bool:
+    theirs = other.state_dict()
+    return one.config == other.config and all(torch.equal(w, theirs[name]) for name, w in one.state_dict().items())
+
+
+def _vectors(model: PinRecModel, catalogue: Catalogue, rows: np.ndarray) -> np.ndarray:
+    """What the model makes of some items, float32[len(rows), D]."""
+    with torch.inference_mode():
+        vectors: np.ndarray = model.item_vectors(
+            as_int64(catalogue.hashes[rows]),
+            torch.from_numpy(catalogue.bags[rows]),
+            torch.from_numpy(catalogue.content[rows]),
+            torch.from_numpy(catalogue.has_content[rows]),
+        ).numpy()
+    return vectors
+
+
+def _staying(table_ND: np.ndarray, like: Bundle, was_N: np.ndarray) -> np.ndarray | None:
+    """Each item's row in `like` where its vector moved little since, else -1; None where there are no lists."""
+    if not like.index.has_lists:
+        return None
+    stays_N = was_N.copy()
+    for at in range(0, len(table_ND), CHUNK):
+        rows = slice(at, at + CHUNK)
+        cosine_N = np.einsum("nd,nd->n", table_ND[rows], like.table[np.maximum(was_N[rows], 0)])
+        stays_N[rows][cosine_N < _STAYS] = -1
+    return stays_N
 
 
 def _stored(table_ND: np.ndarray, config: ModelConfig) -> tuple[np.ndarray | QuantisedTable, TableEntry]:

@@ -34,11 +34,18 @@ class IndexFileError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class IndexReport:
-    """What was built: `recall` is recall@100 against the exact scan, `nprobe` the lists visited (0 = all)."""
+    """What was built.
+
+    Attributes:
+        nprobe: lists visited by a search; 0 = all there is.
+        recall: recall@100 against the exact scan.
+        trained_nprobe: lists visited when the centroids were found.
+    """
 
     kind: Literal["exact", "ivf_hnsw"]
     nprobe: int
     recall: float
+    trained_nprobe: int = 0
 
 
 class ItemIndex:
@@ -50,14 +57,23 @@ class ItemIndex:
 
     @classmethod
     def build(
-        cls, table_ND: np.ndarray, exact_below: int = EXACT_BELOW, recall_goal: float = RECALL_GOAL
+        cls,
+        table_ND: np.ndarray,
+        exact_below: int = EXACT_BELOW,
+        recall_goal: float = RECALL_GOAL,
+        like: "ItemIndex | None" = None,
+        stays_N: np.ndarray | None = None,
     ) -> "ItemIndex":
         """An exact index below `exact_below` items, else IVF with an HNSW quantiser.
 
         Of IVF the number of lists visited is doubled until recall@100 on perturbed rows reaches `recall_goal`.
+        Centroids, and finding each row's own, are nearly all of the cost: both are taken over from an older index as
+        long as that reaches the goal with at most twice the lists visited that its centroids began with.
 
         Args:
             table_ND: float32, L2-normalised.
+            like: an index over an older table.
+            stays_N: int64[N], the row of the older table in whose list each row stays; -1 = its list is found anew.
         """
         items, width = table_ND.shape
         if items < exact_below:
@@ -65,6 +81,14 @@ class ItemIndex:
             flat.add(table_ND)
             return cls(flat, IndexReport("exact", 0, 1.0))
         lists = max(1, round(4 * items**0.5))
+        if like is not None and stays_N is not None and like._serves_as_model(lists, width):
+            for kept_N in (stays_N, np.full(items, -1)):
+                index, trained = like._followed_by(table_ND, kept_N), like._trained_nprobe
+                for nprobe in sorted({like._index.nprobe, min(2 * trained, like._index.nlist)}):
+                    index._index.nprobe = nprobe
+                    if (recall := index.recall(table_ND)) >= recall_goal:
+                        index.report = IndexReport("ivf_hnsw", nprobe, recall, trained)
+                        return index
         ivf: Any = faiss.index_factory(width, f"IVF{lists}_HNSW32,Flat", faiss.METRIC_INNER_PRODUCT)
         rows = np.random.default_rng(0).choice(items, min(items, _TRAINED_PER_LIST * lists), replace=False)
         ivf.train(table_ND[np.sort(rows)])
@@ -73,8 +97,39 @@ class ItemIndex:
         ivf.nprobe = min(8, lists)
         while (recall := index.recall(table_ND)) < recall_goal and ivf.nprobe < lists:
             ivf.nprobe = min(2 * ivf.nprobe, lists)
-        index.report = IndexReport("ivf_hnsw", ivf.nprobe, recall)
+        index.report = IndexReport("ivf_hnsw", ivf.nprobe, recall, ivf.nprobe)
         return index
+
+    @property
+    def has_lists(self) -> bool:
+        """Whether it is an IVF."""
+        return isinstance(self._index, faiss.IndexIVF)
+
+    @property
+    def _trained_nprobe(self) -> int:
+        return self.report.trained_nprobe if self.report is not None else self._index.nprobe
+
+    def _serves_as_model(self, lists: int, width: int) -> bool:
+        """Whether it has about as many lists as an index that is built now."""
+        return self.has_lists and self.width == width and lists / 2 <= self._index.nlist <= 2 * lists
+
+    def _followed_by(self, table_ND: np.ndarray, stays_N: np.ndarray) -> "ItemIndex":
+        """An IVF with this one's centroids over another table; see `build`."""
+        own, (items, width) = self._index, table_ND.shape
+        ivf = faiss.IndexIVFFlat(faiss.clone_index(own.quantizer), width, own.nlist, faiss.METRIC_INNER_PRODUCT)
+        list_N = np.full(items, -1, np.int64)
+        known = stays_N >= 0
+        if known.any():
+            list_of_row = np.empty(len(self), np.int64)
+            for number in range(own.nlist):
+                if size := own.invlists.list_size(number):
+                    list_of_row[faiss.rev_swig_ptr(own.invlists.get_ids(number), size)] = number
+            list_N[known] = list_of_row[stays_N[known]]
+        if not known.all():
+            list_N[~known] = ivf.quantizer.search(np.ascontiguousarray(table_ND[~known]), 1)[1][:, 0]
+        rows = np.ascontiguousarray(table_ND, np.float32)
+        ivf.add_core(items, faiss.swig_ptr(rows), None, faiss.swig_ptr(list_N))
+        return ItemIndex(ivf)
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
@@ -108,8 +163,8 @@ class ItemIndex:
             faiss.write_index(self._index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
 
     @classmethod
-    def load(cls, path: Path, mmap: bool = True) -> "ItemIndex":
-        """Read an index; `mmap` lets processes of one machine share its pages.
+    def load(cls, path: Path, mmap: bool = True, report: IndexReport | None = None) -> "ItemIndex":
+        """Read an index; `mmap` lets processes of one machine share its pages. `report`: of when it was built.
 
         Raises:
             IndexFileError: not an index.
@@ -118,6 +173,6 @@ class ItemIndex:
             # Inverted lists ("Iw..") and flat codes ("Ix..") are mapped by different flags, and neither takes both.
             flag = faiss.IO_FLAG_MMAP if file.read(2) == b"Iw" else faiss.IO_FLAG_MMAP_IFC
         try:
-            return cls(faiss.read_index(str(path), flag if mmap else 0))
+            return cls(faiss.read_index(str(path), flag if mmap else 0), report)
         except RuntimeError as error:
             raise IndexFileError(f"{path.name}: {error}") from None

@@ -270,7 +270,7 @@ class Trainer:
 
     def _offer(self, work: RoundEvents, catalogue: Catalogue, as_of: dict[int, int]) -> Decision:
         """Make a candidate of what is learnt by now, and let it serve if it may."""
-        trained = work.events.before(work.held)
+        trained, serving = work.events.before(work.held), self._serving()
         bundle = Bundle.of(
             self._learner.served(),
             catalogue,
@@ -279,13 +279,14 @@ class Trainer:
             outcomes=self._generation.default_outcomes or outcome_shares(trained, self._vocabulary),
             trained_until=float(trained.arrived.max(initial=self._status.trained_until or 0.0)),
             items_positions=as_of,
+            like=serving if serving is not None and serving.config == self._model else None,
         )
         self._note(phase="evaluating", step=0, steps=0)
         metrics = self._metrics | self._compare(bundle, work)
         bundle = bundle.measured({name: value for name, value in metrics.items() if np.isfinite(value)})
         self._note(phase="publishing")
         parent = self._published.version if self._published else None
-        decision = self._candidates.offer(bundle, self._state(), self._serving(), parent, work.events, work.since)
+        decision = self._candidates.offer(bundle, self._state(), serving, parent, work.events, work.since)
         if not decision.refusals:
             self._live = (decision.version, bundle)
         return decision

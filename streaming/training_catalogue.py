@@ -50,11 +50,17 @@ class TrainingCatalogue:
         if not answered and published is not None:
             return published
         self.ruled = bool(answered and self._view is not None and self._view.items)
-        items = dict(self._view.items) if self.ruled and self._view else {name: Item(name) for name in named}
         before = self._made[1] if self._made is not None and self._made[0] is begun else {}
-        changed = [name for name, item in items.items() if before.get(name) != item]
+        if self.ruled and self._view is not None:
+            items = dict(self._view.items)
+        else:
+            items = {name: before.get(name) or Item(name) for name in named}
+        changed = [name for name, item in items.items() if before.get(name) is not item]
+        as_of = dict(self._view.positions) if self.ruled and self._view else {}
+        if begun is not None and not changed and len(items) == len(begun):
+            return begun, as_of
         made = Catalogue.following(begun, items, changed, self._config)
         if begun is not None and made.same_as(begun):
             made = begun
         self._made = (made, items)
-        return made, dict(self._view.positions) if self.ruled and self._view else {}
+        return made, as_of

@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import pinrec.bundle
 from pinrec.budget import BudgetError
 from pinrec.bundle import MANIFEST, REQUIRED, Bundle, BundleError, Manifest, _entry, read_learner
 from pinrec.config import GenerationConfig
 from pinrec.generation import generate
 from pinrec.index import ItemIndex
+from pinrec.items import Catalogue, Item
 from pinrec.quantised import QuantisedTable
 from tests.small_bundle import CONFIG, request, small_bundle, small_items
 
@@ -398,3 +402,36 @@ def test_no_bundle_without_items_or_with_a_broken_model():
         Bundle.of(bundle.model, bundle.catalogue, bundle.popularity)
     with pytest.raises(BudgetError):
         Bundle.of(small_bundle().model, bundle.catalogue, bundle.popularity, outcomes={"buy": 1.0})
+
+
+def test_with_the_same_weights_only_new_and_changed_items_are_made_again(monkeypatch):
+    older = small_bundle()
+    items = small_items()[::-1]
+    changed = replace(items[3], title="another title altogether")
+    items[3:5] = [changed]
+    items.append(Item("brand new", title="wool"))
+    catalogue = Catalogue.of(items, CONFIG)
+    made = []
+    vectors = pinrec.bundle._vectors
+
+    def counted(model, catalogue, rows):
+        made.extend(catalogue.item_ids[row] for row in rows)
+        return vectors(model, catalogue, rows)
+
+    monkeypatch.setattr(pinrec.bundle, "_vectors", counted)
+    newer = Bundle.of(older.model, catalogue, older.popularity, like=older)
+    assert made == [changed.item_id, "brand new"]
+    np.testing.assert_allclose(newer.table, older.model.item_table(catalogue), atol=1e-6)
+
+
+def test_with_other_weights_every_row_is_made_and_the_index_keeps_its_lists(monkeypatch, tmp_path):
+    monkeypatch.setattr(ItemIndex, "build", partial(ItemIndex.build, exact_below=0))
+    first = small_bundle(small_items(400)).write(tmp_path / "v000001", "v000001")
+    model = copy.deepcopy(first.model)
+    with torch.no_grad():
+        model.tower.mlp[2].bias += 0.01
+    second = Bundle.of(model, first.catalogue, first.popularity, like=first)
+    np.testing.assert_array_equal(second.table, model.item_table(first.catalogue))
+    assert second.index.report.recall >= 0.98
+    assert second.manifest.index.trained_nprobe == first.manifest.index.trained_nprobe > 0
+    assert second.write(tmp_path / "v000002", "v000002").index.has_lists

@@ -35,6 +35,13 @@ def test_counts_what_was_promised(model):
     assert evaluate(model, log(*rows), 3, only="click")["targets"] == 1
 
 
+def test_of_items_that_only_one_version_has_none_counts(model):
+    events = log(("u", "i0", "click", 1), ("v", "i0", "click", 1), ("u", "i1", "click", 2), ("v", "i3", "click", 4))
+    assert evaluate(model, events, 2)["targets"] == 2
+    found = evaluate(model, events, 2, among=CATALOGUE.hashes[[0, 1, 2]])
+    assert (found["users"], found["targets"]) == (1, 1)
+
+
 def test_ten_of_ten_unseen_items_are_all_targets_so_recall_is_one(model):
     rows = [("u", "i0", "click", 1), ("u", "i1", "click", 2)] + [("u", f"i{n}", "click", 3 + n) for n in range(2, 12)]
     found = evaluate(model, log(*rows), 2)

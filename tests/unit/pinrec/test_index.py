@@ -63,3 +63,47 @@ def test_what_is_no_index_is_refused(tmp_path):
     (tmp_path / "index.faiss").write_bytes(b"nothing of the kind")
     with pytest.raises(IndexFileError, match=r"index\.faiss"):
         ItemIndex.load(tmp_path / "index.faiss")
+
+
+def drifted(table_ND, by, seed=1):
+    x_ND = table_ND + by * np.random.default_rng(seed).normal(size=table_ND.shape) / table_ND.shape[1] ** 0.5
+    return (x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True)).astype(np.float32)
+
+
+def centroids(index):
+    return index._index.quantizer.reconstruct_n(0, index._index.nlist)
+
+
+def test_an_index_takes_over_the_lists_of_an_older_one_and_finds_new_and_moved_items(item_table, tmp_path):
+    older = ItemIndex.build(item_table, exact_below=0)
+    table_ND = np.concatenate((drifted(item_table[::-1], 0.1), table(300, seed=5)))  # in another order, and more
+    stays_N = np.concatenate((np.arange(3_000)[::-1], np.full(300, -1)))
+    stays_N[50:80] = -1
+    index = ItemIndex.build(table_ND, exact_below=0, like=older, stays_N=stays_N)
+    np.testing.assert_array_equal(centroids(index), centroids(older))
+    assert len(index) == 3_300
+    assert index.recall(table_ND) == index.report.recall >= 0.98
+    _, rows = index.search(table_ND[[60, 3_100]], 1)
+    assert rows[:, 0].tolist() == [60, 3_100]
+    index.save(tmp_path / "index.faiss")
+    again = ItemIndex.load(tmp_path / "index.faiss")
+    assert again.search(table_ND[:5], 7)[1].tolist() == index.search(table_ND[:5], 7)[1].tolist()
+    assert index.report.nprobe <= 2 * older.report.nprobe == 2 * index.report.trained_nprobe
+    once_more = ItemIndex.build(table_ND, exact_below=0, like=again, stays_N=np.arange(3_300))
+    np.testing.assert_array_equal(centroids(once_more), centroids(older))
+
+
+def test_lists_that_no_longer_fit_are_found_anew(item_table):
+    older = ItemIndex.build(item_table, exact_below=0)
+    other = table(3_000, seed=9)
+    wrong = np.random.default_rng(2).permutation(3_000)
+    index = ItemIndex.build(other, exact_below=0, like=older, stays_N=wrong)
+    assert index.recall(other) == index.report.recall >= 0.98
+
+
+def test_an_index_without_lists_or_of_another_size_is_no_model(item_table):
+    exact, small = ItemIndex.build(item_table), ItemIndex.build(item_table[:200], exact_below=0)
+    for older in (exact, small):
+        index = ItemIndex.build(item_table, exact_below=0, like=older, stays_N=np.full(3_000, -1))
+        assert index._index.nlist == ItemIndex.build(item_table, exact_below=0)._index.nlist
+        assert index.report.recall >= 0.98

@@ -117,3 +117,18 @@ def test_a_full_bag_keeps_author_then_categories_then_numbers():
 def test_a_number_that_is_not_finite_is_an_error_naming_item_and_number(number):
     with pytest.raises(ValueError, match="numeric: of item 'cup', year is"):
         Catalogue.of([Item("cup", numeric={"year": number})], CONFIG)
+
+
+def test_a_catalogue_that_follows_another_keeps_its_order_and_is_what_all_items_make():
+    first = {name: Item(name, f"about {name}", ("x",), (1.0, 0.0)) for name in ("b", "a", "c", "d")}
+    known = Catalogue.of(list(first.values()), CONFIG)
+    after = {name: item for name, item in first.items() if name != "a"}
+    after |= {"c": Item("c", "other words", ("y", "z"), None, 9.0), "f": Item("f"), "e": Item("e", "new")}
+    made = Catalogue.following(known, after, {"c"}, CONFIG)
+    assert made.item_ids == ["b", "c", "d", "e", "f"], "new ones by id, behind the others"
+    assert made.same_as(Catalogue.of([after[name] for name in made.item_ids], CONFIG))
+    assert not made.same_as(known)
+    assert Catalogue.following(known, first, (), CONFIG).same_as(known)
+    assert Catalogue.following(None, first, (), CONFIG).item_ids == ["a", "b", "c", "d"]
+    stale = after | {"b": Item("b", "changed, though not said so")}
+    assert Catalogue.following(known, stale, {"c"}, CONFIG).titles[0] == "about b", "only what changed is made again"
