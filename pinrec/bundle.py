@@ -535,7 +535,7 @@ def _item_table(model: PinRecModel, catalogue: Catalogue, like: Bundle | None, w
     same = np.ones(len(known), np.bool_)
     for name in ("bags", "content", "has_content"):
         differs = getattr(catalogue, name)[known] != getattr(like.catalogue, name)[was_N[known]]
-        same &= ~differs.reshape(len(known), -1).any(1)
+        same &= ~differs.any(axis=tuple(range(1, differs.ndim)))
     known = known[same]
     made = np.setdiff1d(np.arange(len(catalogue)), known)
     table = np.empty((len(catalogue), model.config.width), np.float32)

@@ -422,6 +422,8 @@ def test_with_the_same_weights_only_new_and_changed_items_are_made_again(monkeyp
     newer = Bundle.of(older.model, catalogue, older.popularity, like=older)
     assert made == [changed.item_id, "brand new"]
     np.testing.assert_allclose(newer.table, older.model.item_table(catalogue), atol=1e-6)
+    others = Catalogue.of([Item("another one"), Item("and another")], CONFIG)
+    assert len(Bundle.of(older.model, others, older.popularity, like=older).table) == 2, "nothing is as it was"
 
 
 def test_with_other_weights_every_row_is_made_and_the_index_keeps_its_lists(monkeypatch, tmp_path):
