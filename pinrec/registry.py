@@ -367,8 +367,9 @@ class Registry:
             number += 1
             version = f"v{number:06d}"
             try:
-                with self._fs.open(self._at(CLAIMS, version), "xb"):
-                    return version
+                with self._fs.open(self._at(CLAIMS, version), "xb") as claim:
+                    claim.write(version.encode())  # an empty object would not be written exclusively
+                return version
             except FileExistsError:
                 continue
 

@@ -150,8 +150,8 @@ class RunningApplication:
         return path
 
     def edition(self, name: str) -> Any:
-        """A bundle like the newest one whose every title ends in the edition's name."""
-        base = self.registry.load(self.registry.versions()[-1].version)
+        """A bundle like the one that serves, whose every title ends in the edition's name."""
+        base = self.registry.load(self.registry.current() or "none yet")
         items = [Item(f"item-{i}", f"{TOPICS[i % 4]} {i} {name}", (TOPICS[i % 4],), None, i) for i in range(ITEMS)]
         return type(base).of(
             base.model,
