@@ -62,9 +62,14 @@ class Watch:
             self._loaded = True
         changed = self._outcomes.update()
         current = self._registry.current()
-        if current is None or not (changed or self._outcomes.of):
+        if current is None:
             return None
         verdict = self._registry.verdict(current)
+        if verdict is not None and verdict.state == "withdrawn" and not (self._pinned or verdict.forced):
+            # A rollback was cut short between its verdict and the pointer.
+            return self._registry.rollback(verdict.refusals[0])
+        if not (changed or self._outcomes.of):
+            return None
         if changed:
             self._registry.write_outcomes(self._outcomes.dump())
         comparison = self._comparison(current)

@@ -30,13 +30,13 @@ def application(tmp_path, interval_s=60.0, items=100_000):
     )
 
 
-def a_run(during_ms=12.0, swaps=4, failures=(), older=0):
+def a_run(during_ms=12.0, swaps=4, failures=(), older=0, steady_ms=10.0):
     """A query every tenth of a second; each minute a new version, published for 4 s and live at the end of them."""
     queries, phases = [], []
     for tenth in range(swaps * 600 + 300):
         t = tenth / 10
         swapping = 40 <= t % 60 < 49
-        queries.append(asked(t, f"v{int((t + 16) // 60)}", during_ms if swapping else 10.0))
+        queries.append(asked(t, f"v{int((t + 16) // 60)}", during_ms if swapping else steady_ms))
         phases.append((t, "publishing" if 40 <= t % 60 < 44 else "idle"))
     until = {f"v{n}": 60 * n - 16 - 50.0 for n in range(1, swaps + 1)}
     return Sustained(100, queries, list(failures), older), Watched(phases, until)
@@ -50,6 +50,11 @@ def test_swaps_are_compared_with_the_time_between_them(tmp_path):
     assert p6b.met
     slow, _ = results(application(tmp_path), *a_run(during_ms=13.0), 5.0, False, 1.0)
     assert not slow.met
+
+
+def test_where_queries_wait_for_each_other_the_ratio_says_nothing(tmp_path):
+    p6, _ = results(application(tmp_path), *a_run(during_ms=1_500.0, steady_ms=1_500.0), 5.0, False, 1.0)
+    assert (p6.ratio, p6.met) == (1.0, False)
 
 
 @pytest.mark.parametrize("wrong", [{"failures": ["503: busy"]}, {"older": 1}])

@@ -6,7 +6,7 @@ import uuid
 import pytest
 
 from pinrec.config import GateSettings, Vocabulary
-from pinrec.registry import Registry
+from pinrec.registry import Registry, RegistryError
 from pinrec.verdicts import Refusal
 from streaming.archive import Archive, RowBuffer
 from streaming.version_outcomes import Comparison, Outcomes, VersionOutcomes, version_of
@@ -215,6 +215,21 @@ def test_what_an_operator_insists_on_and_what_is_as_good_is_left_alone(town, reg
     town.lists("v000002", 60, 0.3 if why == "as good" else 0.05)
     assert watch(town, registry, "v000002" if why == "pinned" else None).check() is None
     assert registry.current() == "v000002"
+
+
+def test_a_rollback_cut_short_before_the_pointer_is_finished(town, registry, bundle, monkeypatch):
+    for _ in range(2):
+        registry.publish(bundle)
+
+    def full(version, **_):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "_point", full)
+        with pytest.raises((OSError, RegistryError), match="no space left"):
+            registry.rollback(Refusal(check="operator", message="wrong prices"))
+    assert (registry.current(), registry.is_bad("v000002")) == ("v000002", True)
+    assert watch(town, registry).check() == registry.current() == "v000001"
 
 
 def test_every_list_of_versions_can_show_the_outcomes(town, registry, bundle):
