@@ -1,10 +1,8 @@
 """P11: many minutes of load: memory must stay as it is, no lag may grow, no request may fail."""
 
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -12,11 +10,10 @@ import numpy as np
 import psutil
 
 from benchmarks.application import Application
-from benchmarks.children import in_child
 from benchmarks.processes import part_of
 from benchmarks.result import BenchmarkError, Result, Stage, commit, machine, percentile, rounded
-from benchmarks.sustained import Load, Sustained, run
-from serving.client import ClientError, PinRecClient
+from benchmarks.sustained import Sustained, watched
+from serving.api import Status
 from serving.stack import Progress
 
 EVENTS_PER_S: Final = 200.0
@@ -46,6 +43,11 @@ class Watched:
 
     looks: list[Look] = field(default_factory=list)
 
+    def look(self, status: Status) -> None:
+        """Take one look."""
+        lag = sum(ingestor["lag"] for ingestor in status.ingestors)
+        self.looks.append(Look(time.time(), _resident(), lag))
+
 
 def measure(application: Application, minutes: float, quick: bool, progress: Progress) -> Result:
     """P11 on a running application.
@@ -53,40 +55,10 @@ def measure(application: Application, minutes: float, quick: bool, progress: Pro
     Raises:
         BenchmarkError: nothing was answered, or nothing could be seen.
     """
-    began, seconds = time.monotonic(), 60 * minutes
-    host, port = application.http
-    load = Load(
-        kafka=application.settings.kafka,
-        host=host,
-        port=port,
-        user_ids=application.user_ids,
-        item_ids=application.item_ids,
-        events_per_s=EVENTS_PER_S,
-        queries_per_s=QUERIES_PER_S,
-        seconds=seconds,
-    )
-    watched, stop = Watched(), threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        looking = pool.submit(watch, application.url, watched, stop, seconds, progress)
-        try:
-            sustained = in_child(run, load)
-        finally:
-            stop.set()
-        looking.result()
-    return result(application, sustained, watched, minutes, quick, time.monotonic() - began)
-
-
-def watch(url: str, watched: Watched, stop: threading.Event, seconds: float, progress: Progress) -> None:
-    """Look at memory and lag until told to stop."""
-    began = time.monotonic()
-    with PinRecClient(url) as client:
-        while not stop.wait(_LOOK_S):
-            progress("P11 under load, s", min(int(time.monotonic() - began), int(seconds)), int(seconds))
-            try:
-                lag = sum(ingestor["lag"] for ingestor in client.status().ingestors)
-            except ClientError:  # what matters is what queries see
-                continue
-            watched.looks.append(Look(time.time(), _resident(), lag))
+    began, seen = time.monotonic(), Watched()
+    rates = EVENTS_PER_S, QUERIES_PER_S
+    sustained = watched(application, "P11", rates, 60 * minutes, seen.look, _LOOK_S, progress)
+    return result(application, sustained, seen, minutes, quick, time.monotonic() - began)
 
 
 def _resident() -> dict[str, float]:
@@ -113,14 +85,14 @@ def growth(looks: Sequence[Look], part: str | None = None) -> tuple[float, float
 
 
 def result(
-    application: Application, sustained: Sustained, watched: Watched, minutes: float, quick: bool, seconds: float
+    application: Application, sustained: Sustained, seen: Watched, minutes: float, quick: bool, seconds: float
 ) -> Result:
     """The measure.
 
     Raises:
         BenchmarkError: nothing was answered, or nothing could be seen.
     """
-    looks = watched.looks
+    looks = seen.looks
     if not sustained.asked:
         raise BenchmarkError(f"no query was answered: {'; '.join(sustained.failures[:3])}")
     if len(looks) < 8:

@@ -1,15 +1,22 @@
 """Open-loop load of events and queries side by side, for minutes or hours. Runs in a process of its own."""
 
+import contextlib
 import http.client
 import json
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
+from benchmarks.application import Application
+from benchmarks.children import in_child
 from pinrec.config import Vocabulary
+from serving.api import Status
+from serving.client import ClientError, PinRecClient
+from serving.stack import Progress
 from streaming.config import KafkaSettings
 from streaming.publisher import EventPublisher
 from streaming.schema import EventCodec, UserEvent
@@ -53,6 +60,53 @@ class Sustained:
     failures: list[str] = field(default_factory=list)
     older: int = 0
     """Answers from an older version than an earlier answer on the same connection, which waits for each."""
+
+
+def watched(
+    application: Application,
+    name: str,
+    rates: tuple[float, float],
+    seconds: float,
+    look: Callable[[Status], None],
+    every_s: float,
+    progress: Progress,
+) -> Sustained:
+    """Load a running application, and look at its status meanwhile.
+
+    Args:
+        name: of the measure, for the progress.
+        rates: events/s and queries/s.
+        look: called with the status every `every_s`; one that cannot be had is left out, as queries are what counts.
+    """
+    host, port = application.http
+    users, items = application.user_ids, application.item_ids
+    load = Load(application.settings.kafka, host, port, users, items, *rates, seconds)
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(_look, application.url, name, look, every_s, stop, seconds, progress)
+        try:
+            sustained = in_child(run, load)
+        finally:
+            stop.set()
+        looking.result()
+    return sustained
+
+
+def _look(
+    url: str,
+    name: str,
+    look: Callable[[Status], None],
+    every_s: float,
+    stop: threading.Event,
+    seconds: float,
+    progress: Progress,
+) -> None:
+    began = time.monotonic()
+    with PinRecClient(url) as client:
+        while not stop.wait(every_s):
+            progress(f"{name} under load, s", min(int(time.monotonic() - began), int(seconds)), int(seconds))
+            with contextlib.suppress(ClientError):
+                look(client.status())
 
 
 def run(load: Load) -> Sustained:

@@ -4,18 +4,15 @@ The trainer publishes as it does in service. A swap lasts from the moment it beg
 the first answer of the new version; the rest, training included, is the steady state it is compared with.
 """
 
-import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
 from benchmarks.application import Application
-from benchmarks.children import in_child
 from benchmarks.result import BenchmarkError, Result, Stage, commit, machine, percentile, rounded, summary
-from benchmarks.sustained import Asked, Load, Sustained, run
-from serving.client import ClientError, PinRecClient
+from benchmarks.sustained import Asked, Sustained, watched
+from serving.api import Status
 from serving.stack import Progress
 
 EVENTS_PER_S: Final = 100.0
@@ -36,6 +33,13 @@ class Watched:
     phases: list[tuple[float, str]] = field(default_factory=list)
     trained_until: dict[str, float] = field(default_factory=dict)
 
+    def look(self, status: Status) -> None:
+        """Note one look."""
+        trainer = status.trainer or {}
+        self.phases.append((time.time(), trainer.get("phase", "")))
+        if trainer.get("version"):
+            self.trained_until.setdefault(trainer["version"], trainer["trained_until"])
+
 
 def measure(application: Application, minutes: float, quick: bool, progress: Progress) -> list[Result]:
     """P6 and P6b on a running application whose trainer publishes.
@@ -43,42 +47,10 @@ def measure(application: Application, minutes: float, quick: bool, progress: Pro
     Raises:
         BenchmarkError: fewer than three versions went live.
     """
-    began, seconds = time.monotonic(), 60 * minutes
-    host, port = application.http
-    load = Load(
-        kafka=application.settings.kafka,
-        host=host,
-        port=port,
-        user_ids=application.user_ids,
-        item_ids=application.item_ids,
-        events_per_s=EVENTS_PER_S,
-        queries_per_s=QUERIES_PER_S,
-        seconds=seconds,
-    )
-    watched, stop = Watched(), threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        looking = pool.submit(watch, application.url, watched, stop, seconds, progress)
-        try:
-            sustained = in_child(run, load)
-        finally:
-            stop.set()
-        looking.result()
-    return results(application, sustained, watched, minutes, quick, time.monotonic() - began)
-
-
-def watch(url: str, watched: Watched, stop: threading.Event, seconds: float, progress: Progress) -> None:
-    """Note the trainer's phases until told to stop."""
-    began = time.monotonic()
-    with PinRecClient(url) as client:
-        while not stop.wait(_LOOK_S):
-            progress("P6 under load, s", min(int(time.monotonic() - began), int(seconds)), int(seconds))
-            try:
-                trainer = client.status().trainer or {}
-            except ClientError:  # what matters is what queries see
-                continue
-            watched.phases.append((time.time(), trainer.get("phase", "")))
-            if trainer.get("version"):
-                watched.trained_until.setdefault(trainer["version"], trainer["trained_until"])
+    began, seen = time.monotonic(), Watched()
+    rates = EVENTS_PER_S, QUERIES_PER_S
+    sustained = watched(application, "P6", rates, 60 * minutes, seen.look, _LOOK_S, progress)
+    return results(application, sustained, seen, minutes, quick, time.monotonic() - began)
 
 
 def flips(asked: Sequence[Asked]) -> dict[str, float]:
@@ -108,7 +80,7 @@ def swap_windows(flipped: dict[str, float], phases: Sequence[tuple[float, str]])
 
 
 def results(
-    application: Application, sustained: Sustained, watched: Watched, minutes: float, quick: bool, seconds: float
+    application: Application, sustained: Sustained, seen: Watched, minutes: float, quick: bool, seconds: float
 ) -> list[Result]:
     """Both measures of one run.
 
@@ -118,7 +90,7 @@ def results(
     if not sustained.asked:
         raise BenchmarkError(f"no query was answered: {'; '.join(sustained.failures[:3])}")
     flipped = flips(sustained.asked)
-    windows = swap_windows(flipped, watched.phases)
+    windows = swap_windows(flipped, seen.phases)
     if len(windows) < 3:
         raise BenchmarkError(f"{len(windows)} versions went live; at least 3 are needed: measure for longer")
     swapping = [[a.ms for a in sustained.asked if since <= a.due < until] for since, until in windows]
@@ -134,9 +106,7 @@ def results(
     value, spread = summary(p99)
     baseline, steady_spread = summary(steady_p99)
     ages = [
-        rounded(at - watched.trained_until[version])
-        for version, at in flipped.items()
-        if version in watched.trained_until
+        rounded(at - seen.trained_until[version]) for version, at in flipped.items() if version in seen.trained_until
     ]
     age, age_spread = summary(ages)
     interval = application.settings.trainer.interval_s
@@ -172,7 +142,7 @@ def results(
             "longest_ms": rounded(max(a.ms for a in sustained.asked)),
             "swap_s": summary([until - since for since, until in windows])[0],
         },
-        stages=_stages(sustained.asked, watched.phases),
+        stages=_stages(sustained.asked, seen.phases),
         protocol=(
             f"{setting} A swap lasts from when the trainer begins to publish until {AFTER_S:g} s after the first "
             "answer of the new version; it is compared with the time since the swap before, training included. "

@@ -6,11 +6,11 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import fsspec
 import pytest
 
 from pinrec.bundle import BundleError
 from pinrec.registry import Registry, RegistryError, UnknownVersionError
+from tests.registries import registry_on
 from tests.small_bundle import small_bundle, small_items
 
 ROOT = Path(__file__).parents[3]
@@ -23,15 +23,9 @@ def bundle():
 
 @pytest.fixture(params=["folder", "object store"])
 def registry(request, tmp_path):
-    """The same tests on a folder and on a store without folders, renames or local paths."""
-    if request.param == "folder":
-        yield Registry(tmp_path / "the models")
-        return
-    bucket = uuid.uuid4().hex
-    memory = fsspec.filesystem("memory")
-    memory.makedirs(f"/{bucket}")
-    yield Registry(f"memory://{bucket}/models", cache=tmp_path / "cache")
-    memory.rm(f"/{bucket}", recursive=True)
+    """The same tests on both."""
+    with registry_on(request.param, tmp_path) as registry:
+        yield registry
 
 
 def names(registry):

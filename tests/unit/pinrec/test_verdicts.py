@@ -4,11 +4,11 @@ import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
-import fsspec
 import pytest
 
 from pinrec.registry import ForbiddenVersionError, Registry, RegistryError
 from pinrec.verdicts import Refusal
+from tests.registries import registry_on
 from tests.small_bundle import small_bundle, small_items
 
 WORSE = Refusal(check="outcomes", figure=0.01, bound=0.02, message="users engage less")
@@ -22,14 +22,9 @@ def bundle():
 
 @pytest.fixture(params=["folder", "object store"])
 def registry(request, tmp_path):
-    if request.param == "folder":
-        yield Registry(tmp_path / "the models")
-        return
-    bucket = uuid.uuid4().hex
-    memory = fsspec.filesystem("memory")
-    memory.makedirs(f"/{bucket}")
-    yield Registry(f"memory://{bucket}/models", cache=tmp_path / "cache")
-    memory.rm(f"/{bucket}", recursive=True)
+    """The same tests on both."""
+    with registry_on(request.param, tmp_path) as registry:
+        yield registry
 
 
 def states(registry):
