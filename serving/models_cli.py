@@ -42,7 +42,8 @@ def list_models(url: Url = None, deploy: Deploy = DEFAULT_DEPLOY) -> None:
             found = client.models()
     table = Table()
     for name in ("version", "", "items", "recall@10", "candidate's", "popularity's", "impressions", "engaged", "why"):
-        table.add_column(name, overflow="fold" if name == "why" else "ellipsis")
+        # On a narrow terminal other columns give way: a version is named to be typed again.
+        table.add_column(name, overflow="fold" if name == "why" else "ellipsis", no_wrap=name == "version")
     for version in found.versions:
         recalls = (version.metrics.get(name) for name in ("recall@10", "candidate_recall@10", "recall@10_popularity"))
         cells = ("" if recall is None else f"{recall:.3f}" for recall in recalls)
