@@ -37,7 +37,7 @@ class Application:
         self.town = town or (_QUICK if quick else _FULL)
         self._progress = progress
         file = DeployFile.read(ROOT / "deploy" / "local.yaml")
-        file.config.setdefault("http_options", {})["port"] = _free_port()
+        file.config.setdefault("http_options", {})["port"] = free_port()
         file.override(
             state={"root": str(root)},
             kafka={"bootstrap": None, "local_port": 0},
@@ -73,14 +73,19 @@ class Application:
         Demo(self._stack, source, self._progress).start()
         self.user_ids = source.user_ids
         self.item_ids = [item.item_id for item in source.items()]
-        self._await_idle()
+        self.await_idle()
         self.start_seconds = time.monotonic() - self._started
 
     def stop(self) -> None:
         """Stop all that was started."""
         self._stack.stop()
 
-    def _await_idle(self) -> None:
+    def await_idle(self) -> None:
+        """Return when no event waits.
+
+        Raises:
+            BenchmarkError: one still does.
+        """
         deadline = time.monotonic() + _PATIENCE_S
         with PinRecClient(self._stack.file.url) as client:
             while time.monotonic() < deadline:
@@ -98,7 +103,8 @@ class Application:
         raise BenchmarkError(f"the application is not idle after {_PATIENCE_S:g} s: {problem}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -20,13 +20,14 @@ from benchmarks import catalogue, freshness, generation, index, ingest, publishi
 from benchmarks.application import Application
 from benchmarks.report import write_report
 from benchmarks.result import ROOT, BenchmarkError, Result
+from benchmarks.usual import measure as usual
 from serving.stack import Progress
 from serving.terminal import Steps, console, errors, stoppable
 from streaming.simulator import TownConfig
 
 T = TypeVar("T")
 
-IDS: Final = ("P2", "P3", "P8", "P7", "P5", "P1", "P4", "P6c")
+IDS: Final = ("P2", "P3", "P8", "P7", "P5", "P1", "P4", "P6c", "P4b")
 """In the order they run."""
 LONG: Final = ("P6", "P11")
 """Taken only where they are asked for by name."""
@@ -91,7 +92,7 @@ def _measures(ids: list[str], work: Path, options: argparse.Namespace) -> Genera
             yield from _alone(swaps.measure, work / "swaps", _MANY_ITEMS, options, progress)
         if "P11" in ids:
             yield from _alone(soak.measure, work / "soak", _MANY_USERS, options, progress)
-        live = [i for i in ids if i in ("P1", "P4", "P6c")]
+        live = [i for i in ids if i in ("P1", "P4", "P6c", "P4b")]
         if not live:
             return
         application = Application(work / "application", quick, progress)
@@ -106,6 +107,8 @@ def _measures(ids: list[str], work: Path, options: argparse.Namespace) -> Genera
             yield _attempt(lambda: queries.measure(application, quick, progress))
         if "P6c" in live:
             yield _attempt(lambda: catalogue.measure(application, quick, progress))
+        if "P4b" in live:  # the last one: it fills the histories
+            yield _attempt(lambda: usual.measure(application, quick, progress))
 
 
 def _alone(

@@ -15,7 +15,7 @@ from serving.stack import Progress
 GOAL: Final = 0.6
 CONNECTIONS: Final = 16
 K: Final = 20
-_PATH: Final = "/v1/recommendations"
+PATH: Final = "/v1/recommendations"
 _NOOP: Final = "bench-noop"
 
 _SECONDS: Final = 8.0
@@ -40,7 +40,7 @@ def measure(application: Application, quick: bool, progress: Progress) -> Result
     bodies = [json.dumps({"user_id": user_id, "k": K}).encode() for user_id in application.user_ids]
     progress("P4 no-op application", 0, 0)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    sample = _checked(in_child(run, _load(application, _PATH, bodies, 1.0, 0)).last_body)
+    sample = checked(in_child(run, _load(application, PATH, bodies, 1.0, 0)).last_body)
     serve.run(Noop.bind(sample.decode()), name=_NOOP, route_prefix=f"/{_NOOP}")  # type: ignore[attr-defined]
     progress("P4 no-op application", 1, 1)
     ours: list[Answered] = []
@@ -49,9 +49,9 @@ def measure(application: Application, quick: bool, progress: Progress) -> Result
     try:
         for i in range(repeats):
             progress("P4 repeats", i, repeats)
-            noop.append(in_child(run, _load(application, f"/{_NOOP}{_PATH}", bodies, seconds, i)))
+            noop.append(in_child(run, _load(application, f"/{_NOOP}{PATH}", bodies, seconds, i)))
             with cpu:
-                ours.append(in_child(run, _load(application, _PATH, bodies, seconds, i)))
+                ours.append(in_child(run, _load(application, PATH, bodies, seconds, i)))
     finally:
         serve.delete(_NOOP)
     progress("P4 repeats", 1, 1)
@@ -80,7 +80,7 @@ def measure(application: Application, quick: bool, progress: Progress) -> Result
             **cpu.details("query", sum(answered.requests for answered in ours)),
         },
         protocol=(
-            f"Closed loop: {CONNECTIONS} kept connections, each with one request at a time: POST {_PATH} with "
+            f"Closed loop: {CONNECTIONS} kept connections, each with one request at a time: POST {PATH} with "
             f"k={K} for a random one of {town.inhabitants:,} known users ({town.past_events:,} past events, "
             f"{town.items:,} items). {seconds:g} s a round after {_WARM_UP_S:g} s of warm-up, rounds in turn with the "
             "baseline: a second application in the same cluster with one replica, which answers the same requests with "
@@ -103,8 +103,12 @@ def _over_rounds(rounds: list[Answered], percent: float) -> float:
     return rounded(summary([percentile(answered.latencies, percent) for answered in rounds])[0])
 
 
-def _checked(body: bytes) -> bytes:
-    """An answer that is worth measuring."""
+def checked(body: bytes) -> bytes:
+    """An answer that is worth measuring.
+
+    Raises:
+        BenchmarkError: it is none.
+    """
     answer = json.loads(body)
     if len(answer["items"]) != K or answer["source"] != "model" or answer["degraded"]:
         raise BenchmarkError(

@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from benchmarks import environment as making
 from benchmarks.quality.record import RESULTS
 from benchmarks.quality.report import render
 from benchmarks.result import BenchmarkError
@@ -142,7 +143,7 @@ def test_an_environment_is_made_once_and_anew_for_other_requirements(tmp_path, m
     requirements = tmp_path / "requirements.txt"
     requirements.write_text("recbole==1.2.1\n")
     monkeypatch.setattr(environment, "REQUIREMENTS", requirements)
-    monkeypatch.setattr(environment, "_run", pretend)
+    monkeypatch.setattr(making, "_run", pretend)
     python = recbole_python(tmp_path / "recbole", quiet)
     assert python == tmp_path / "recbole" / "bin" / "python"
     once = len(made)
