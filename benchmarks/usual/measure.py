@@ -167,7 +167,7 @@ def _result(application: Application, given: Rounds, full: Rounds, scale: Scale,
             "deploy/local.yaml beside HAProxy, and a Redis. Each request reads the user's item ids from Redis "
             f"(hiredis), encodes them anew by a SASRec of {model.layers} layers, width {model.width}, one thread a "
             "worker, searches the same kind of index and leaves out what was met. Both hold the same histories: those "
-            f"of the town first ('shorter', {town.past_events:,} past events), then all filled up to {model.history} events. "
+            f"of the town first ('shorter', {town.past_events:,} past events), then all filled up to {model.history}. "
             "While one side is measured the other idles. The load is one process over raw sockets."
         ),
         seconds=round(seconds, 1),
