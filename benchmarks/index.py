@@ -65,7 +65,7 @@ def measure(work: Path, quick: bool, progress: Progress) -> Result:
         protocol=(
             f"One thread. {items:,} made-up vectors of {_WIDTH} numbers around {items // _PER_CLUSTER:,} centres; "
             f"{_QUERIES} perturbed rows are searched at once for their best {_FOUND}. The index is the one that "
-            "bundles of so many items get: IVF with an HNSW quantiser, its lists visited doubled at build time until "
+            "bundles of so many items get: IVF, its lists visited doubled at build time until "
             f"recall@{_FOUND} against the exact scan reaches {RECALL_GOAL:g}."
         ),
         seconds=round(time.monotonic() - began, 1),

@@ -91,7 +91,7 @@ class FileEntry(Frozen):
 class IndexEntry(Frozen):
     """How the index was built; see `pinrec.index.IndexReport`."""
 
-    kind: Literal["exact", "ivf_hnsw"]
+    kind: Literal["exact", "ivf", "ivf_hnsw"]
     nprobe: int
     recall: float
     trained_nprobe: int = 0

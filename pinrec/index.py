@@ -37,12 +37,13 @@ class IndexReport:
     """What was built.
 
     Attributes:
+        kind: ivf_hnsw is of bundles that were made before an IVF's centroids were searched exactly.
         nprobe: lists visited by a search; 0 = all there is.
         recall: recall@100 against the exact scan.
         trained_nprobe: lists visited when the centroids were found.
     """
 
-    kind: Literal["exact", "ivf_hnsw"]
+    kind: Literal["exact", "ivf", "ivf_hnsw"]
     nprobe: int
     recall: float
     trained_nprobe: int = 0
@@ -64,7 +65,7 @@ class ItemIndex:
         like: "ItemIndex | None" = None,
         stays_N: np.ndarray | None = None,
     ) -> "ItemIndex":
-        """An exact index below `exact_below` items, else IVF with an HNSW quantiser.
+        """An exact index below `exact_below` items, else IVF.
 
         Of IVF the number of lists visited is doubled until recall@100 on perturbed rows reaches `recall_goal`.
         Centroids, and finding each row's own, are nearly all of the cost: both are taken over from an older index as
@@ -87,9 +88,11 @@ class ItemIndex:
                 for nprobe in sorted({like._index.nprobe, min(2 * trained, like._index.nlist)}):
                     index._index.nprobe = nprobe
                     if (recall := index.recall(table_ND)) >= recall_goal:
-                        index.report = IndexReport("ivf_hnsw", nprobe, recall, trained)
+                        index.report = IndexReport("ivf", nprobe, recall, trained)
                         return index
-        ivf: Any = faiss.index_factory(width, f"IVF{lists}_HNSW32,Flat", faiss.METRIC_INNER_PRODUCT)
+        # Some thousand centroids are scanned faster than a graph over them is walked for hundreds of lists, and a graph
+        # may never reach the right ones: asked for all of 2,191 lists, one over item vectors gave 400.
+        ivf: Any = faiss.index_factory(width, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
         rows = np.random.default_rng(0).choice(items, min(items, _TRAINED_PER_LIST * lists), replace=False)
         ivf.train(table_ND[np.sort(rows)])
         ivf.add(table_ND)
@@ -97,7 +100,7 @@ class ItemIndex:
         ivf.nprobe = min(8, lists)
         while (recall := index.recall(table_ND)) < recall_goal and ivf.nprobe < lists:
             ivf.nprobe = min(2 * ivf.nprobe, lists)
-        index.report = IndexReport("ivf_hnsw", ivf.nprobe, recall, ivf.nprobe)
+        index.report = IndexReport("ivf", ivf.nprobe, recall, ivf.nprobe)
         return index
 
     @property
@@ -110,8 +113,10 @@ class ItemIndex:
         return self.report.trained_nprobe if self.report is not None else self._index.nprobe
 
     def _serves_as_model(self, lists: int, width: int) -> bool:
-        """Whether it has about as many lists as an index that is built now."""
-        return self.has_lists and self.width == width and lists / 2 <= self._index.nlist <= 2 * lists
+        """Whether it is such an IVF as is built now, with about as many lists."""
+        if not self.has_lists or not isinstance(faiss.downcast_index(self._index.quantizer), faiss.IndexFlat):
+            return False
+        return self.width == width and lists / 2 <= int(self._index.nlist) <= 2 * lists
 
     def _followed_by(self, table_ND: np.ndarray, stays_N: np.ndarray) -> "ItemIndex":
         """An IVF with this one's centroids over another table; see `build`."""
