@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from benchmarks import catalogue, freshness, generation, index, ingest, publishing, queries, soak, swaps
+from benchmarks import catalogue, fastest, freshness, generation, index, ingest, publishing, queries, soak, swaps
 from benchmarks.application import Application
 from benchmarks.report import write_report
 from benchmarks.result import ROOT, BenchmarkError, Result
@@ -27,7 +27,7 @@ from streaming.simulator import TownConfig
 
 T = TypeVar("T")
 
-IDS: Final = ("P2", "P3", "P8", "P7", "P5", "P1", "P4", "P6c", "P4b")
+IDS: Final = ("P2", "P3", "P8", "P7", "P5", "P1", "P1b", "P4", "P6c", "P4b")
 """In the order they run."""
 LONG: Final = ("P6", "P11")
 """Taken only where they are asked for by name."""
@@ -92,7 +92,7 @@ def _measures(ids: list[str], work: Path, options: argparse.Namespace) -> Genera
             yield from _alone(swaps.measure, work / "swaps", _MANY_ITEMS, options, progress)
         if "P11" in ids:
             yield from _alone(soak.measure, work / "soak", _MANY_USERS, options, progress)
-        live = [i for i in ids if i in ("P1", "P4", "P6c", "P4b")]
+        live = [i for i in ids if i in ("P1", "P1b", "P4", "P6c", "P4b")]
         if not live:
             return
         application = Application(work / "application", quick, progress)
@@ -103,6 +103,8 @@ def _measures(ids: list[str], work: Path, options: argparse.Namespace) -> Genera
             return
         if "P1" in live:
             yield _attempt(lambda: freshness.measure(application, quick, progress, options.rate))
+        if "P1b" in live:
+            yield _attempt(lambda: fastest.measure(application, quick, progress))
         if "P4" in live:
             yield _attempt(lambda: queries.measure(application, quick, progress))
         if "P6c" in live:

@@ -51,18 +51,15 @@ def measure(application: Application, quick: bool, progress: Progress, rate: flo
     """
     began, scale = time.monotonic(), QUICK if quick else FULL
     kafka = application.settings.kafka
-    aside = kafka.model_copy(
-        update={"events": "bench.events", "recommendations": "bench.echoes", "items": "bench.items",
-                "models": "bench.models", "dead_letters": "bench.dead-letters"}
-    )  # fmt: skip
-    create_topics(aside)
+    other = aside(kafka)
+    create_topics(other)
     ours: list[Taken] = []
     echoes: list[Taken] = []
     cpu = CpuByPart()
     for i in range(scale.repeats):
         progress("P1 repeats", i, scale.repeats)
-        with echo(aside):
-            echoes.append(in_child(run, _load(application, aside, rate, scale, i, echoed=True)))
+        with echo(other):
+            echoes.append(in_child(run, _load(application, other, rate, scale, i, echoed=True)))
         with cpu:
             ours.append(in_child(run, _load(application, kafka, rate, scale, i, echoed=False)))
     progress("P1 repeats", 1, 1)
@@ -76,6 +73,14 @@ def measure(application: Application, quick: bool, progress: Progress, rate: flo
     progress("P1 stages", 1, 1)
     costs = cpu.details("event", round(rate * (scale.warm_up_s + scale.seconds)) * scale.repeats)
     return _result(application, ours, echoes, staged, alone, costs, rate, scale, quick, time.monotonic() - began)
+
+
+def aside(kafka: KafkaSettings) -> KafkaSettings:
+    """Topics that the application does not read, for the echo."""
+    return kafka.model_copy(
+        update={"events": "bench.events", "recommendations": "bench.echoes", "items": "bench.items",
+                "models": "bench.models", "dead_letters": "bench.dead-letters"}
+    )  # fmt: skip
 
 
 def generation_alone(settings: AppSettings, user_ids: Sequence[str], repeats: int) -> float:

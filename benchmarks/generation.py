@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from benchmarks.result import Result, commit, machine, percentile, rounded, summary
+from benchmarks.result import Curve, Result, commit, machine, percentile, rounded, summary
 from pinrec.bundle import Bundle
 from pinrec.config import GenerationConfig, ModelConfig, Vocabulary
 from pinrec.encoding import encode, from_scratch
@@ -95,6 +95,15 @@ def measure_new_event(work: Path, quick: bool, progress: Progress) -> Result:
         spread={"value": spread, "baseline": baseline_spread},
         samples={"value": [rounded(1e3 * s) for s in ours[_ENCODED]], "baseline": [rounded(1e3 * s) for s in anew]},
         details=details,
+        curve=Curve(
+            x_name="events of a history",
+            y_name=f"ms for {batch} users",
+            x=list(_HISTORIES),
+            y={
+                name.replace("_", " "): [details[f"{name}_at_{history}_batch_{batch}_ms"] for history in _HISTORIES]
+                for name in ("encoding_anew", "embeddings_after_one_event", "list_after_one_event")
+            },
+        ),
         protocol=(
             f"One thread, the default model, histories of {', '.join(f'{h:,}' for h in _HISTORIES)} events, 1 and "
             f"{batch} users in a batch; each round is the median of {scale.turns} calls, and the sides take turns. "

@@ -15,15 +15,15 @@ _BASELINE: Final = "#8b949e"
 
 
 def draw(result: Result, path: Path) -> None:
-    """Repeats beside their baseline, and the stages where there are any."""
+    """Repeats beside their baseline, and the stages and the curve where there are any."""
     with mpl.rc_context(
         {"svg.hashsalt": "pinrec", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     ):
-        figure = Figure(figsize=(9.0, 2.6 if result.stages else 2.2), layout="constrained")
-        axes = figure.subplots(1, 2 if result.stages else 1, squeeze=False)[0]
-        _repeats(axes[0], result)
-        if result.stages:
-            _stages(axes[1], result)
+        parts = [_repeats, *([_stages] if result.stages else []), *([_curve] if result.curve else [])]
+        height = 2.2 if len(parts) == 1 else 2.6
+        figure = Figure(figsize=(9.0 if len(parts) < 3 else 12.0, height), layout="constrained")
+        for axes, part in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True):
+            part(axes, result)
         figure.savefig(path, format="svg", metadata={"Date": None})
 
 
@@ -45,3 +45,17 @@ def _stages(axes: Axes, result: Result) -> None:
     axes.barh(range(len(stages)), [stage.value for stage in stages], height=0.6, color=_OURS, alpha=0.6)
     axes.set_yticks(range(len(stages)), [stage.name.partition(" (")[0] or stage.name for stage in stages])
     axes.set_xlabel(f"{stages[0].unit}, median")
+
+
+def _curve(axes: Axes, result: Result) -> None:
+    curve = result.curve
+    assert curve is not None
+    for name, values in curve.y.items():
+        axes.plot(curve.x, values, "o-", markersize=4, label=name)
+    if len(curve.x) > 2 and max(curve.x) >= 8 * min(curve.x):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(curve.x, [f"{x:g}" for x in curve.x], rotation=45)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(curve.x_name)
+    axes.set_ylabel(curve.y_name)
+    axes.legend(frameon=False)

@@ -48,6 +48,17 @@ class Stage(BaseModel):
     unit: str
 
 
+class Curve(BaseModel):
+    """How something depends on something else."""
+
+    model_config = ConfigDict(frozen=True)
+
+    x_name: str
+    y_name: str
+    x: list[float]
+    y: dict[str, list[float]] = Field(description="name of a line -> its values, one for each x")
+
+
 class Result(BaseModel):
     """What one JSON file holds."""
 
@@ -66,6 +77,7 @@ class Result(BaseModel):
     samples: dict[str, list[float]] = Field(description="each repeat, in order: 'value' and 'baseline'")
     details: dict[str, float] = Field(default_factory=dict, description="further figures; names end in their unit")
     stages: list[Stage] = Field(default_factory=list)
+    curve: Curve | None = None
     protocol: str
     seconds: float = Field(description="the measure took so long, set-up included")
     quick: bool = Field(description="a trial with small sizes, not a figure to quote")

@@ -2,8 +2,9 @@ import pytest
 
 from benchmarks import ingest
 from benchmarks.command import RESULTS, main
+from benchmarks.plots import draw
 from benchmarks.report import DOCUMENT, PLOTS, read_results, render
-from benchmarks.result import BenchmarkError, Machine, Result, Stage, commit, machine, percentile, summary
+from benchmarks.result import BenchmarkError, Curve, Machine, Result, Stage, commit, machine, percentile, summary
 
 PLACE = Machine(cpu="a CPU", cores=2, memory_gib=8.0, kernel="6.1", python="3.11.7", filesystem="ext4")
 
@@ -63,6 +64,15 @@ def test_quick_figures_are_marked():
 def test_results_survive_their_files(tmp_path):
     (tmp_path / "P9.json").write_text(result().model_dump_json())
     assert read_results(tmp_path) == [result()]
+
+
+def test_a_curve_is_drawn_beside_the_repeats(tmp_path):
+    curve = Curve(x_name="events/s", y_name="ms", x=[1.0, 2.0], y={"p50": [3.0, 4.0]})
+    draw(result(curve=curve), tmp_path / "with.svg")
+    draw(result(), tmp_path / "without.svg")
+    draw(result(), tmp_path / "again.svg")
+    assert len((tmp_path / "with.svg").read_text()) > len((tmp_path / "without.svg").read_text())
+    assert (tmp_path / "again.svg").read_bytes() == (tmp_path / "without.svg").read_bytes()
 
 
 def test_no_results_and_broken_results_are_told(tmp_path, capsys):
