@@ -16,7 +16,19 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from benchmarks import catalogue, fastest, freshness, generation, index, ingest, publishing, queries, soak, swaps
+from benchmarks import (
+    catalogue,
+    fastest,
+    footprint,
+    freshness,
+    generation,
+    index,
+    ingest,
+    publishing,
+    queries,
+    soak,
+    swaps,
+)
 from benchmarks.application import Application
 from benchmarks.report import write_report
 from benchmarks.result import ROOT, BenchmarkError, Result
@@ -27,7 +39,7 @@ from streaming.simulator import TownConfig
 
 T = TypeVar("T")
 
-IDS: Final = ("P2", "P3", "P8", "P7", "P5", "P1", "P1b", "P4", "P6c", "P4b")
+IDS: Final = ("P2", "P3", "P8", "P7", "P10", "P5", "P1", "P1b", "P4", "P6c", "P4b")
 """In the order they run."""
 LONG: Final = ("P6", "P11")
 """Taken only where they are asked for by name."""
@@ -81,6 +93,7 @@ def _measures(ids: list[str], work: Path, options: argparse.Namespace) -> Genera
             "P3": generation.measure_many_embeddings,
             "P8": index.measure,
             "P7": publishing.measure,
+            "P10": footprint.measure,
             "P5": ingest.measure,
         }
         for name in ids:

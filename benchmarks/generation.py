@@ -62,10 +62,10 @@ def measure_new_event(work: Path, quick: bool, progress: Progress) -> Result:
     ours: dict[int, list[float]] = {}
     anew: list[float] = []
     for at, history in enumerate(_HISTORIES):
-        bundle = _bundle(ModelConfig(history=history + 2 * scale.turns))
+        bundle = random_bundle(ModelConfig(history=history + 2 * scale.turns))
         for batch in _BATCHES:
             progress("P2 histories", 2 * at + (batch > 1), 2 * len(_HISTORIES))
-            users = [_User(number, history) for number in range(batch)]
+            users = [BusyUser(number, history) for number in range(batch)]
             sides = _new_event(bundle, users, scale)
             for name, samples in sides.items():
                 details[f"{name}_at_{history}_batch_{batch}_ms"] = rounded(1e3 * percentile(samples, 50))
@@ -124,10 +124,10 @@ def measure_many_embeddings(work: Path, quick: bool, progress: Progress) -> Resu
     began, scale = time.monotonic(), QUICK if quick else FULL
     torch.set_num_threads(1)
     offsets = tuple(30.0 * step for step in range(_MADE // 2))
-    bundle = _bundle(ModelConfig(offsets_s=offsets, history=_ENCODED + 2))
+    bundle = random_bundle(ModelConfig(offsets_s=offsets, history=_ENCODED + 2))
     several = GenerationConfig(steps=1, default_outcomes={"click": 1.0, "save": 1.0})
     single = GenerationConfig(mode="outcome", steps=_MADE, default_outcomes={"click": 1.0})
-    requests = [_User(number, _ENCODED).request(0) for number in range(_BATCHES[-1])]
+    requests = [BusyUser(number, _ENCODED).request(0) for number in range(_BATCHES[-1])]
     rounds: dict[str, list[float]] = {"value": [], "baseline": []}
     for at in range(scale.rounds):
         progress("P3 rounds", at, scale.rounds)
@@ -166,7 +166,7 @@ def measure_many_embeddings(work: Path, quick: bool, progress: Progress) -> Resu
     )
 
 
-def _new_event(bundle: Bundle, users: Sequence["_User"], scale: Scale) -> dict[str, list[float]]:
+def _new_event(bundle: Bundle, users: Sequence["BusyUser"], scale: Scale) -> dict[str, list[float]]:
     """Medians of a round's calls, s, of each side; from call to call every user has one event more."""
     config = GenerationConfig()
     requests = [[user.request(turn) for user in users] for turn in range(scale.turns + 1)]
@@ -199,7 +199,7 @@ def _new_event(bundle: Bundle, users: Sequence["_User"], scale: Scale) -> dict[s
     return rounds
 
 
-class _User:
+class BusyUser:
     """Someone with many events on random items, a minute apart."""
 
     def __init__(self, number: int, history: int) -> None:
@@ -217,7 +217,8 @@ class _User:
         return GenerationRequest(history=History.of(events), k=_K, now=_NOW, user_id=f"user-{self._number}")
 
 
-def _bundle(config: ModelConfig) -> Bundle:
+def random_bundle(config: ModelConfig) -> Bundle:
+    """Random weights over made-up items."""
     vocabulary = Vocabulary()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -34,24 +34,24 @@ def measure(work: Path, quick: bool, progress: Progress) -> Result:
     use_threads(1)
     config, registry = ModelConfig(), Registry(work / "models")
     progress("P7 catalogue", 0, 1)
-    known = {item.item_id: item for item in map(_item, range(items))}
+    known = {item.item_id: item for item in map(made_up_item, range(items))}
     catalogue = Catalogue.of(list(known.values()), config)
     progress("P7 catalogue", 1, 1)
     torch.manual_seed(0)
     model = PinRecModel(config, Vocabulary()).eval()
-    live = registry.load(registry.publish(_made(model, catalogue, None)))
+    live = registry.load(registry.publish(bundle_of(model, catalogue, None)))
     rounds: dict[str, list[float]] = {"value": [], "baseline": []}
     watch = _Watch()
     for at in range(_REPEATS):
         progress("P7 versions", at, _REPEATS)
         model = _moved(model, at)
         with watch("item table and index, beside the version before"):
-            bundle = _made(model, catalogue, live)
+            bundle = bundle_of(model, catalogue, live)
         with watch("files written, hashed, flushed, loaded and checked"):
             version = registry.publish(bundle)
         rounds["value"].append(made_s := sum(watch.last.values()))
         with watch("item table and index, anew"):
-            _made(model, catalogue, None)
+            bundle_of(model, catalogue, None)
         took = watch.last
         rounds["baseline"].append(
             made_s - took["item table and index, beside the version before"] + took["item table and index, anew"]
@@ -61,12 +61,12 @@ def measure(work: Path, quick: bool, progress: Progress) -> Result:
         with watch("load and check by a replica"):
             live = registry.load(version)
         # Another title for a few: the weights are those of the version before, and so are the other rows.
-        changed = {f"item-{n}": _item(n, "changed") for n in range(at * _CHANGED, (at + 1) * _CHANGED)}
+        changed = {f"item-{n}": made_up_item(n, "changed") for n in range(at * _CHANGED, (at + 1) * _CHANGED)}
         known |= changed
         with watch("catalogue, a few items changed"):
             following = Catalogue.following(catalogue, known, changed.keys(), config)
         with watch("item table and index, only those items changed"):
-            _made(live.model, following, live)
+            bundle_of(live.model, following, live)
         registry.prune(1)
         watch.last.clear()
     progress("P7 versions", 1, 1)
@@ -114,11 +114,13 @@ class _Watch:
         self.samples.setdefault(name, []).append(self.last[name])
 
 
-def _made(model: PinRecModel, catalogue: Catalogue, live: Bundle | None) -> Bundle:
+def bundle_of(model: PinRecModel, catalogue: Catalogue, live: Bundle | None) -> Bundle:
+    """A bundle without popular items, beside the one that is live."""
     return Bundle.of(model, catalogue, _NOTHING_POPULAR, like=live)
 
 
-def _item(number: int, word: str = "about") -> Item:
+def made_up_item(number: int, word: str = "about") -> Item:
+    """The item of a number; `word` begins its title."""
     return Item(
         item_id=f"item-{number}",
         title=f"{word} thing {number % 997} of kind {number % 31}",
