@@ -16,23 +16,28 @@ ROOM = 16  # positions a full cache grows by
 
 
 class KVCache:
-    """Keys and values of B histories of different lengths. What lies beyond a row's length is never read."""
+    """Keys and values of B histories of different lengths. What lies beyond a row's length is never read.
 
-    def __init__(self, key_YBHCK: Tensor, value_YBHCK: Tensor, length_B: Tensor) -> None:
+    Args:
+        longest: no row is longer; None: as `length_B` says. Known here, a GPU need not be waited for to make room.
+    """
+
+    def __init__(self, key_YBHCK: Tensor, value_YBHCK: Tensor, length_B: Tensor, longest: int | None = None) -> None:
         assert key_YBHCK.ndim == 5
         assert key_YBHCK.shape == value_YBHCK.shape
         assert length_B.shape == (key_YBHCK.shape[1],)
         assert length_B.dtype == torch.int64
         self.key, self.value, self.length_B = key_YBHCK, value_YBHCK, length_B
+        self._longest = int(length_B.max()) if longest is None else longest
 
     @property
     def capacity(self) -> int:
         """Positions there is memory for."""
         return self.key.shape[3]
 
-    def reserve(self, positions: int) -> None:
-        """Make room for at least `positions` positions a row."""
-        if positions > self.capacity:
+    def reserve(self, more: int) -> None:
+        """Make room for at least `more` positions behind each row."""
+        if (positions := self._longest + more) > self.capacity:
             pad = (0, 0, 0, positions + ROOM - self.capacity)
             self.key, self.value = F.pad(self.key, pad), F.pad(self.value, pad)
 
@@ -41,16 +46,24 @@ class KVCache:
         _, rows, heads, _, width = self.key.shape
         more = key_BHNK.shape[2]
         assert key_BHNK.shape == value_BHNK.shape == (rows, heads, more, width)
-        row_B1, at_BN = torch.arange(rows)[:, None], self.length_B[:, None] + torch.arange(more)
+        device = self.key.device
+        row_B1 = torch.arange(rows, device=device)[:, None]
+        at_BN = self.length_B[:, None] + torch.arange(more, device=device)
         self.key[layer, row_B1, :, at_BN] = key_BHNK.transpose(1, 2).to(self.key.dtype)
         self.value[layer, row_B1, :, at_BN] = value_BHNK.transpose(1, 2).to(self.value.dtype)
         return self.key[layer], self.value[layer]
+
+    def grow(self, more: int) -> None:
+        """Take `more` positions that were written behind each row as its own."""
+        self.length_B = self.length_B + more
+        self._longest += more
 
     def rewind(self, length_B: Tensor) -> None:
         """Forget what came after `length_B`: undoes decode steps without a copy."""
         assert length_B.shape == self.length_B.shape
         assert bool((length_B <= self.length_B).all())
         self.length_B = length_B.clone()
+        self._longest = int(length_B.max())
 
 
 class Rotary(nn.Module):
@@ -150,12 +163,14 @@ class Backbone(nn.Module):
                 and goes on from them later gets the same states.
         """
         assert x_BLD.shape == (len(length_B), x_BLD.shape[1], self.width)
-        assert int(length_B.max()) <= x_BLD.shape[1]
+        # A GPU would be waited for, which a captured graph cannot do.
+        assert length_B.is_cuda or int(length_B.max()) <= x_BLD.shape[1]
         h_BLD, keys, values = self._encode(x_BLD, kept)
-        return h_BLD, KVCache(torch.stack(keys), torch.stack(values), length_B.to(torch.int64).clone())
+        cache = KVCache(torch.stack(keys), torch.stack(values), length_B.to(torch.int64).clone(), x_BLD.shape[1])
+        return h_BLD, cache
 
     def _encode(self, x: Tensor, kept: torch.dtype = torch.float32) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        angles = self.rotary.angles(torch.arange(x.shape[1]))
+        angles = self.rotary.angles(torch.arange(x.shape[1], device=x.device))
         x = F.dropout(x, self.dropout, self.training)
         keys, values = [], []
         for block in self.blocks:
@@ -177,18 +192,19 @@ class Backbone(nn.Module):
         """
         more = x_BND.shape[1]
         assert x_BND.shape == (len(cache.length_B), more, self.width)
-        cache.reserve(int(cache.length_B.max()) + more)
-        position_BN = cache.length_B[:, None] + torch.arange(more)
+        cache.reserve(more)
+        device = x_BND.device
+        position_BN = cache.length_B[:, None] + torch.arange(more, device=device)
         cos, sin = self.rotary.angles(position_BN)
         angles = cos[:, None], sin[:, None]
-        seen = (torch.arange(cache.capacity) <= position_BN[..., None])[:, None]
+        seen = (torch.arange(cache.capacity, device=device) <= position_BN[..., None])[:, None]
         x = x_BND
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             q, k, v, gate = block.split(x, angles)
             keys, values = cache.write(layer, _rounded(k, kept), _rounded(v, kept))
             x = block.join(x, F.scaled_dot_product_attention(q, keys, values, attn_mask=seen), gate)
-        cache.length_B = cache.length_B + more
+        cache.grow(more)
         h_BND: Tensor = self.norm(x)
         return h_BND
 
@@ -210,7 +226,7 @@ class Backbone(nn.Module):
         length = cache.length_B[:, None] if length_BC is None else length_BC
         cos, sin = self.rotary.angles(length)
         angles = cos[:, None], sin[:, None]
-        unseen = (torch.arange(cache.capacity) >= length[..., None])[:, None]
+        unseen = (torch.arange(cache.capacity, device=x_BCD.device) >= length[..., None])[:, None]
         x = F.dropout(x_BCD, self.dropout, self.training)
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)

@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pinrec.backbone import KVCache
 from pinrec.budget import normalised, slots, spread
 from pinrec.config import GenerationConfig
 from pinrec.delta import Delta, View
 from pinrec.encoding import Encoded, Encoder, encode, from_scratch
 from pinrec.exploration import explored
 from pinrec.hashing import hash_id
+from pinrec.model import PinRecModel
 from pinrec.requests import ANY, Candidate, GenerationRequest, check
 from pinrec.retrieval import Embeddings, Filter, pools, retrieve, turns
 
@@ -134,23 +136,82 @@ def _embed(bundle: "Bundle", part: _Part, outcomes: int, config: GenerationConfi
     aims = _outcomes(bundle, part.shares, outcomes)
     outcome_BE = np.repeat(aims if conditioned else np.full((len(requests), 1), ANY), len(offsets), axis=1)
     surface_B, next_surface_B, now_B = _moment(requests, encoded)
-    surface_BE = (surface_B if conditioned else torch.full_like(surface_B, ANY))[:, None].expand(outcome_BE.shape)
-    h_BD, last_B, steps = encoded.h_BD, encoded.last_B, []
-    for step in range(config.steps):
-        offset_BE = _offsets(offsets, now_B - last_B, outcome_BE.shape[1], model.config.max_offset_s)
-        e_BED = model.head(h_BD, torch.from_numpy(outcome_BE), surface_BE, offset_BE)
-        steps.append(e_BED)
-        if step + 1 < config.steps:
-            x_BD = model.tokens(e_BED[:, nearest], torch.from_numpy(aims[:, 0].copy()), next_surface_B, now_B, last_B)
-            h_BD, last_B = model.decode(x_BD, encoded.cache), now_B
+    e_BED = generated(
+        model,
+        encoded.h_BD,
+        encoded.cache,
+        Moment(encoded.last_B, now_B, next_surface_B),
+        Aims(
+            torch.from_numpy(outcome_BE),
+            (surface_B if conditioned else torch.full_like(surface_B, ANY))[:, None].expand(outcome_BE.shape),
+            torch.from_numpy(np.tile(offsets, outcome_BE.shape[1] // len(offsets))),
+            torch.from_numpy(aims[:, 0].copy()),
+            nearest,
+        ),
+        config.steps,
+    )
     every_step_BE = np.tile(outcome_BE, config.steps)
     return Embeddings(
-        e_BED=torch.cat(steps, 1).numpy(),
+        e_BED=e_BED.numpy(),
         outcome_BE=every_step_BE,
         offset_E=np.tile(offsets, config.steps * outcome_BE.shape[1] // len(offsets)),
         step_E=np.repeat(np.arange(config.steps), outcome_BE.shape[1]),
         slots_BE=_slots(bundle, requests, part.shares if conditioned else None, every_step_BE),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When, and where, the next events of B requests are taken to be.
+
+    Attributes:
+        last_B, now_B: float64 epoch s of each last event, and of the next ones.
+        surface_B: int64, surfaces of the next ones.
+    """
+
+    last_B: Tensor
+    now_B: Tensor
+    surface_B: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Aims:
+    """What the embeddings of each step aim at.
+
+    Attributes:
+        outcome_BE, surface_BE: int64, as `PinRecModel.head` takes them.
+        offset_E: float64, seconds from now; NaN where none is aimed at.
+        next_B: int64, the action that the embedding fed back is taken to meet with.
+        fed_back: number of that embedding in a step.
+    """
+
+    outcome_BE: Tensor
+    surface_BE: Tensor
+    offset_E: Tensor
+    next_B: Tensor
+    fed_back: int
+
+
+def generated(model: PinRecModel, h_BD: Tensor, cache: KVCache, moment: Moment, aims: Aims, steps: int) -> Tensor:
+    """The embeddings of all steps one behind the other, float32[B, steps x E, D], on the model's device.
+
+    Nothing in it asks what a tensor holds, so a GPU runs it as one captured graph.
+
+    Args:
+        h_BD: state at each last event.
+        cache: of the histories; it grows by steps - 1.
+    """
+    longest_s, last_B, made = model.config.max_offset_s, moment.last_B, []
+    for step in range(steps):
+        # Seconds from each last event, as offsets count from now; -1 where none is aimed at.
+        pause_B1 = (moment.now_B - last_B).clamp(0, longest_s)[:, None]
+        offset_BE = (pause_B1 + aims.offset_E).clamp(max=longest_s).nan_to_num(float(ANY)).float()
+        e_BED = model.head(h_BD, aims.outcome_BE, aims.surface_BE, offset_BE)
+        made.append(e_BED)
+        if step + 1 < steps:
+            x_BD = model.tokens(e_BED[:, aims.fed_back], aims.next_B, moment.surface_B, moment.now_B, last_B)
+            h_BD, last_B = model.decode(x_BD, cache), moment.now_B
+    return torch.cat(made, 1)
 
 
 def _moment(requests: Sequence[GenerationRequest], encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
@@ -171,14 +232,6 @@ def _outcomes(bundle: "Bundle", shares: Sequence[dict[str, float]], most: int) -
     for row, names in zip(aims, shares, strict=True):
         row[: len(names)] = [bundle.vocabulary.action_index[name] for name in names]
     return aims
-
-
-def _offsets(offsets: np.ndarray, pause_B: Tensor, embeddings: int, longest_s: float) -> Tensor:
-    """float32[B, E]: seconds from each last event, as offsets count from now; -1 where none is aimed at."""
-    if np.isnan(offsets).any():
-        return torch.full((len(pause_B), embeddings), float(ANY))
-    offset_E = torch.from_numpy(np.tile(offsets, embeddings // len(offsets)))
-    return (pause_B.clamp(0, longest_s)[:, None] + offset_E).clamp(max=longest_s).float()
 
 
 def _slots(
