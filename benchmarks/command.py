@@ -46,13 +46,13 @@ LONG: Final = ("P6", "P11")
 _MANY_USERS: Final = TownConfig(inhabitants=100_000, items=100_000, past_events=300_000)
 _MANY_ITEMS: Final = TownConfig(inhabitants=1_000, items=100_000, past_events=40_000)
 RESULTS: Final = ROOT / "benchmarks" / "results" / "performance"
-_QUICK_RESULTS: Final = ROOT / ".pinrec" / "benchmarks-quick"
+QUICK_RESULTS: Final = ROOT / ".pinrec" / "benchmarks-quick"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code: 1 where a measure failed, 2 where it was not asked properly."""
     options = _parse(arguments)
-    out: Path = options.out or (_QUICK_RESULTS if options.quick else RESULTS)
+    out: Path = options.out or (QUICK_RESULTS if options.quick else RESULTS)
     try:
         if not options.report and not _run(options, out):
             return 1

@@ -1,7 +1,7 @@
 """P1b: the highest rate of events whose lists still come within a second, against a consumer that only echoes."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -12,6 +12,7 @@ from benchmarks.event_load import Load, Taken, run
 from benchmarks.freshness import aside
 from benchmarks.processes import CpuByPart
 from benchmarks.result import BenchmarkError, Curve, Result, Stage, commit, machine, percentile, rounded, summary
+from benchmarks.search import search
 from serving.stack import Progress
 from streaming.config import KafkaSettings
 from streaming.topics import create_topics
@@ -20,8 +21,6 @@ P99_MS: Final = 1_000.0
 FIRST: Final = 100.0
 MOST: Final = 12_800.0
 """Beyond this the load, one process, would measure itself."""
-CLOSE: Final = 1.1
-"""The search ends where the highest good rate and the lowest bad one are no further apart."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,8 @@ class Scale:
     seconds: float
     warm_up_s: float
     repeats: int
-    close: float = CLOSE
+    close: float = 1.1
+    """The search ends where the highest good rate and the lowest bad one are no further apart."""
 
 
 FULL: Final = Scale(seconds=6.0, warm_up_s=1.0, repeats=5)
@@ -50,35 +50,6 @@ class Tried:
         return taken is not None and percentile(taken.latencies, 99) < P99_MS
 
 
-def search(attempt: Callable[[float], bool], close: float = CLOSE, first: float = FIRST, most: float = MOST) -> float:
-    """The highest rate that is good: doubled until one is bad, then halved on a scale of logarithms.
-
-    Args:
-        attempt: whether a rate is good.
-        close: ratio of the lowest bad rate to the result.
-        most: not beyond.
-
-    Raises:
-        BenchmarkError: the first rate is bad, and so is a sixteenth of it.
-    """
-    good = first
-    while not attempt(good):
-        good /= 4
-        if good < first / 16:
-            raise BenchmarkError(f"at {good * 4:g} events/s lists already take longer than {P99_MS / 1e3:g} s")
-    bad = 2 * good
-    while bad <= most and attempt(bad):
-        good, bad = bad, 2 * bad
-    if bad > most:
-        return good
-    while bad / good > close:
-        middle = float(f"{(good * bad) ** 0.5:.2g}")
-        if middle in (good, bad):
-            break
-        good, bad = (middle, bad) if attempt(middle) else (good, middle)
-    return good
-
-
 def measure(application: Application, quick: bool, progress: Progress) -> Result:
     """Take the measure on a running application.
 
@@ -91,11 +62,11 @@ def measure(application: Application, quick: bool, progress: Progress) -> Result
     echoes, ours = Tried(), Tried()
     with echo(other):
         progress("P1b rates of the echo", 0, 0)
-        baseline = search(lambda rate: _try(application, other, rate, scale, echoes), scale.close)
+        baseline = search(lambda rate: _try(application, other, rate, scale, echoes), scale.close, FIRST, MOST)
         steady_echoes = _steady(application, other, baseline, scale)
         progress("P1b rates of the echo", 1, 1)
     progress("P1b rates", 0, 0)
-    rate = search(lambda rate: _try(application, kafka, rate, scale, ours), scale.close)
+    rate = search(lambda rate: _try(application, kafka, rate, scale, ours), scale.close, FIRST, MOST)
     cpu = CpuByPart()
     with cpu:
         steady = _steady(application, kafka, rate, scale)

@@ -1,8 +1,9 @@
 import pytest
 
 from benchmarks.event_load import Taken
-from benchmarks.fastest import Tried, search
+from benchmarks.fastest import Tried
 from benchmarks.result import BenchmarkError
+from benchmarks.search import search
 
 
 def limited_to(limit, asked):
@@ -23,13 +24,13 @@ def test_the_highest_good_rate_is_found_closely_and_each_rate_is_tried_once(limi
 
 def test_no_rate_beyond_what_the_load_can_give_is_tried():
     asked = []
-    assert search(limited_to(1e9, asked), first=100, most=1_000) == 800
+    assert search(limited_to(1e9, asked), close=1.1, first=100, most=1_000) == 800
     assert max(asked) == 800
 
 
 def test_where_not_even_the_least_rate_is_good_it_is_told():
-    with pytest.raises(BenchmarkError, match=r"at \d+(\.\d+)? events/s lists already take longer"):
-        search(limited_to(1, []), first=100)
+    with pytest.raises(BenchmarkError, match=r"at \d+(\.\d+)? a second answers already come too late"):
+        search(limited_to(1, []), close=1.1, first=100, most=1_000)
 
 
 def test_a_rate_is_good_where_every_event_was_answered_in_time():
