@@ -7,7 +7,7 @@ from typing import Final
 
 from benchmarks.result import ROOT, BenchmarkError
 from serving.client import ClientError, PinRecClient
-from serving.cluster import DeployFile
+from serving.cluster import APP, DeployFile
 from serving.config import AppSettings
 from serving.demo import Demo
 from serving.demo_sources import TownSource
@@ -76,12 +76,26 @@ class Application:
         self.await_idle()
         self.start_seconds = time.monotonic() - self._started
 
+    def scale(self, replicas: int) -> None:
+        """Deploy it again with so many replicas of Gateway and Recommender; returns when all of them answer.
+
+        Raises:
+            DeployError: they did not come up.
+            BenchmarkError: they do not answer.
+        """
+        (application,) = (a for a in self._stack.file.config["applications"] if a["name"] == APP)
+        for deployment in application["deployments"]:
+            if deployment["name"] in ("Gateway", "Recommender"):
+                deployment["num_replicas"] = replicas
+        self._stack.deploy()
+        self.await_idle(replicas)
+
     def stop(self) -> None:
         """Stop all that was started."""
         self._stack.stop()
 
-    def await_idle(self) -> None:
-        """Return when no event waits.
+    def await_idle(self, replicas: int = 1) -> None:
+        """Return when no event waits and so many Recommenders answer.
 
         Raises:
             BenchmarkError: one still does.
@@ -96,9 +110,10 @@ class Application:
                 else:
                     lag = sum(ingestor["lag"] for ingestor in status.ingestors)
                     waiting = sum(r["waiting_users"] for r in status.recommenders)
-                    if status.ingestors and status.ready and not lag and not waiting:
+                    here = len(status.recommenders)
+                    if status.ingestors and status.ready and not lag and not waiting and here == replicas:
                         return
-                    problem = f"{lag} events and {waiting} users still wait"
+                    problem = f"{lag} events and {waiting} users still wait, {here} of {replicas} Recommenders answer"
                 time.sleep(0.2)
         raise BenchmarkError(f"the application is not idle after {_PATIENCE_S:g} s: {problem}")
 

@@ -1,9 +1,10 @@
-"""`python -m benchmarks`: take the measures, write a JSON each, and make docs/performance.md of them.
+"""`python -m benchmarks`: take the measures, write a JSON each, and make docs/performance.md and docs/capacity.md.
 
-python -m benchmarks                      # all of them; some ten minutes on a quiet machine of two cores
+python -m benchmarks                      # all but the long ones; some twenty minutes on a quiet machine of two cores
 python -m benchmarks --only P5 --quick    # is it in order? half a minute; quick figures are kept apart
 python -m benchmarks --only P6 --minutes 60   # and P6b: an hour of swaps under load
 python -m benchmarks --only P11 --minutes 20  # memory, lag and failures of 20 minutes
+python -m benchmarks --only P12 --only P13    # two replicas; a million users and items; some ten minutes
 python -m benchmarks --report             # docs/performance.md again, from the JSONs
 """
 
@@ -26,6 +27,8 @@ from benchmarks import (
     ingest,
     publishing,
     queries,
+    replicas,
+    scale,
     soak,
     swaps,
 )
@@ -41,7 +44,7 @@ T = TypeVar("T")
 
 IDS: Final = ("P2", "P3", "P8", "P7", "P10", "P5", "P1", "P1b", "P4", "P6c", "P4b")
 """In the order they run."""
-LONG: Final = ("P6", "P11")
+LONG: Final = ("P6", "P11", "P12", "P13")
 """Taken only where they are asked for by name."""
 _MANY_USERS: Final = TownConfig(inhabitants=100_000, items=100_000, past_events=300_000)
 _MANY_ITEMS: Final = TownConfig(inhabitants=1_000, items=100_000, past_events=40_000)
@@ -95,6 +98,7 @@ def _measures(ids: list[str], work: Path, options: argparse.Namespace) -> Genera
             "P7": publishing.measure,
             "P10": footprint.measure,
             "P5": ingest.measure,
+            "P13": scale.measure,
         }
         for name in ids:
             if name in alone:
@@ -105,8 +109,16 @@ def _measures(ids: list[str], work: Path, options: argparse.Namespace) -> Genera
             yield from _alone(swaps.measure, work / "swaps", _MANY_ITEMS, options, progress)
         if "P11" in ids:
             yield from _alone(soak.measure, work / "soak", _MANY_USERS, options, progress)
-        live = [i for i in ids if i in ("P1", "P1b", "P4", "P6c", "P4b")]
-        if not live:
+        live: dict[str, Callable[[Application], Result]] = {
+            "P1": lambda running: freshness.measure(running, quick, progress, options.rate),
+            "P1b": lambda running: fastest.measure(running, quick, progress),
+            "P4": lambda running: queries.measure(running, quick, progress),
+            "P6c": lambda running: catalogue.measure(running, quick, progress),
+            "P12": lambda running: replicas.measure(running, quick, progress),
+            "P4b": lambda running: usual.measure(running, quick, progress),  # the last one: it fills the histories
+        }
+        wanted = [measure for name, measure in live.items() if name in ids]
+        if not wanted:
             return
         application = Application(work / "application", quick, progress)
         stack.callback(application.stop)
@@ -114,16 +126,8 @@ def _measures(ids: list[str], work: Path, options: argparse.Namespace) -> Genera
         if isinstance(error, Exception):
             yield error
             return
-        if "P1" in live:
-            yield _attempt(lambda: freshness.measure(application, quick, progress, options.rate))
-        if "P1b" in live:
-            yield _attempt(lambda: fastest.measure(application, quick, progress))
-        if "P4" in live:
-            yield _attempt(lambda: queries.measure(application, quick, progress))
-        if "P6c" in live:
-            yield _attempt(lambda: catalogue.measure(application, quick, progress))
-        if "P4b" in live:  # the last one: it fills the histories
-            yield _attempt(lambda: usual.measure(application, quick, progress))
+        for measure in wanted:
+            yield _attempt(partial(measure, application))
 
 
 def _alone(

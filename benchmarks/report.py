@@ -1,4 +1,4 @@
-"""docs/performance.md and its plots, from the JSONs; nothing in them is typed by hand."""
+"""docs/performance.md and its plots, and docs/capacity.md, from the JSONs; nothing in them is typed by hand."""
 
 import json
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from benchmarks.capacity import write_capacity
 from benchmarks.plots import draw
 from benchmarks.result import ROOT, BenchmarkError, Result
 
@@ -25,7 +26,7 @@ alone again: `.venv/bin/python -m benchmarks --report`.
 
 
 def write_report(results: Path) -> Path:
-    """Write the document and the plots; where the document lies.
+    """Write the document, the plots and docs/capacity.md; where the document lies.
 
     Raises:
         BenchmarkError: there are no results, or a file is none.
@@ -35,6 +36,7 @@ def write_report(results: Path) -> Path:
     for result in found:
         draw(result, PLOTS / f"{result.id}.svg")
     DOCUMENT.write_text(render(found))
+    write_capacity(found)
     return DOCUMENT
 
 
