@@ -46,7 +46,7 @@ from pinrec.tower import id_tables_shape
 
 log = logging.getLogger(__name__)
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 MANIFEST: Final = "manifest.json"
 MODEL: Final = "model.safetensors"
 IDS: Final = "ids.npy"

@@ -1,6 +1,5 @@
 """The catalogue: what is known of the items, in columns."""
 
-import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -14,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from pinrec.config import ModelConfig
 from pinrec.hashing import hash_author, hash_categories, hash_id, hash_numbers, hash_words
+from pinrec.texts import TextGroups, Texts
 
 CATALOGUE_FILE: Final = "catalogue.safetensors"
 
@@ -68,7 +68,7 @@ class Catalogue:
     """N items in columns; immutable, in the order they were given. Authors and numbers are in the bags alone.
 
     Attributes:
-        item_ids, titles, categories: lists of length N.
+        item_ids, titles, categories: of length N; once loaded, decoded only as they are asked for.
         hashes: uint64[N], `hash_id` of the item ids.
         created_at: float64[N], epoch seconds.
         bags: int32[N, bag_size], hashed content features as bucket + 1; 0 is padding.
@@ -76,10 +76,10 @@ class Catalogue:
         has_content: bool[N].
     """
 
-    item_ids: list[str]
+    item_ids: Sequence[str]
     hashes: NDArray[np.uint64]
-    titles: list[str]
-    categories: list[tuple[str, ...]]
+    titles: Sequence[str]
+    categories: Sequence[tuple[str, ...]]
     created_at: NDArray[np.float64]
     bags: NDArray[np.int32]
     content: NDArray[np.float32]
@@ -203,7 +203,7 @@ class Catalogue:
     def joined(self, other: Self) -> Self:
         """These items, and the other ones behind them."""
         columns: dict[str, Any] = {
-            name: np.concatenate((mine, theirs)) if isinstance(mine, np.ndarray) else mine + theirs
+            name: np.concatenate((mine, theirs)) if isinstance(mine, np.ndarray) else [*mine, *theirs]
             for (name, mine), (_, theirs) in zip(self._columns(), other._columns(), strict=True)
         }
         return type(self)(**columns)
@@ -213,9 +213,15 @@ class Catalogue:
 
     def save(self, folder: Path) -> None:
         """Write `catalogue.safetensors` into `folder`."""
-        text = {"item_ids": self.item_ids, "titles": self.titles, "categories": self.categories}
+        item_ids, titles, categories = Texts.of(self.item_ids), Texts.of(self.titles), TextGroups.of(self.categories)
         arrays: dict[str, NDArray[Any]] = {
-            "text": np.frombuffer(json.dumps(text).encode(), np.uint8),
+            "item_ids": item_ids.utf8,
+            "item_ids_ends": item_ids.ends,
+            "titles": titles.utf8,
+            "titles_ends": titles.ends,
+            "categories": categories.texts.utf8,
+            "categories_texts_ends": categories.texts.ends,
+            "categories_ends": categories.ends,
             "hashes": self.hashes,
             "created_at": self.created_at,
             "bags": self.bags,
@@ -226,12 +232,16 @@ class Catalogue:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the strings do not fit their ends.
+        """
         arrays = load_file(folder / CATALOGUE_FILE)
-        text = json.loads(arrays.pop("text").tobytes())
+        categories = Texts(arrays.pop("categories"), arrays.pop("categories_texts_ends"))
         return cls(
-            item_ids=text["item_ids"],
-            titles=text["titles"],
-            categories=[tuple(names) for names in text["categories"]],
+            item_ids=Texts(arrays.pop("item_ids"), arrays.pop("item_ids_ends")),
+            titles=Texts(arrays.pop("titles"), arrays.pop("titles_ends")),
+            categories=TextGroups(categories, arrays.pop("categories_ends")),
             **arrays,
         )
