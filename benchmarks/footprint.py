@@ -53,7 +53,7 @@ class Started:
         return sum(self.stages.values())
 
 
-_PARTS: Final[tuple[tuple[Any, str, str], ...]] = (
+PARTS: Final[tuple[tuple[Any, str, str], ...]] = (
     (pinrec.bundle, "_check_files", "files read and hashed"),
     (pinrec.bundle, "_load_model", "weights and ID embedding"),
     (ItemIndex, "load", "index"),
@@ -70,7 +70,7 @@ def measure(work: Path, quick: bool, progress: Progress) -> Result:
     torch.set_num_threads(1)
     use_threads(1)
     progress("P10 a bundle", 0, 0)
-    details = _bundle(work / "models", items)
+    details = bundle_of_items(work / "models", items)
     progress("P10 a bundle", 1, 1)
     starts: list[Started] = []
     bare: list[float] = []
@@ -127,11 +127,11 @@ def start(registry: Path, spawned: float) -> Started:
     assert version is not None
     since = time.perf_counter()
     with ExitStack() as stack:
-        for owner, name, stage in _PARTS:
+        for owner, name, stage in PARTS:
             stack.enter_context(_timed(owner, name, stage, started.stages))
         bundle = versions.load(version)
     whole = time.perf_counter() - since
-    started.stages["manifest, table and the rest"] = whole - sum(started.stages.get(stage, 0) for *_, stage in _PARTS)
+    started.stages["manifest, table and the rest"] = whole - sum(started.stages.get(stage, 0) for *_, stage in PARTS)
     since = time.perf_counter()
     asked = GenerationRequest(None, k=20, now=time.time(), context_item=bundle.catalogue.item_ids[0])
     generate(bundle, [asked], GenerationConfig())
@@ -176,7 +176,7 @@ def memory_of_users(users: int) -> dict[str, float]:
     return details
 
 
-def _bundle(registry: Path, items: int) -> dict[str, float]:
+def bundle_of_items(registry: Path, items: int) -> dict[str, float]:
     """Publish a bundle; MiB per million items of its parts."""
     config = ModelConfig()
     catalogue = Catalogue.of(list(map(made_up_item, range(items))), config)
