@@ -12,11 +12,13 @@ import numpy as np
 
 from pinrec.exact import Rows, inner_products, perturbed_rows, recall
 
-EXACT_BELOW: Final = 200_000
-"""Up to this many items an exact scan answers in a few milliseconds, so no graph is built."""
+EXACT_BELOW: Final = 10_000
+"""Below so many items an exact scan for all embeddings of a list takes less time than the rest of the list."""
 RECALL_GOAL: Final = 0.98
 _TIE: Final = 1e-5  # FAISS adds up in another order
 _TRAINED_PER_LIST: Final = 64
+_LEAST_PER_LIST: Final = 39  # what FAISS wants at least to find a centroid
+_MOST_VISITED: Final = 1 / 8  # share of the lists beyond which a scan of everything, in blocks, is as fast
 
 
 def use_threads(threads: int) -> None:
@@ -66,7 +68,8 @@ class ItemIndex:
     ) -> "ItemIndex":
         """An exact index below `exact_below` items, else IVF with an HNSW quantiser.
 
-        Of IVF the number of lists visited is doubled until recall@100 on perturbed rows reaches `recall_goal`.
+        Of IVF the number of lists visited is doubled until recall@100 on perturbed rows reaches `recall_goal`. Vectors
+        without any neighbourhoods, as of weights hardly trained, would need nearly all lists: their index is exact too.
         Centroids, and finding each row's own, are nearly all of the cost: both are taken over from an older index as
         long as that reaches the goal with at most twice the lists visited that its centroids began with.
 
@@ -77,10 +80,8 @@ class ItemIndex:
         """
         items, width = table_ND.shape
         if items < exact_below:
-            flat = faiss.IndexFlatIP(width)
-            flat.add(table_ND)
-            return cls(flat, IndexReport("exact", 0, 1.0))
-        lists = max(1, round(4 * items**0.5))
+            return cls._exact(table_ND)
+        lists = max(1, min(round(4 * items**0.5), items // _LEAST_PER_LIST))
         if like is not None and stays_N is not None and like._serves_as_model(lists, width):
             for kept_N in (stays_N, np.full(items, -1)):
                 index, trained = like._followed_by(table_ND, kept_N), like._trained_nprobe
@@ -94,11 +95,19 @@ class ItemIndex:
         ivf.train(table_ND[np.sort(rows)])
         ivf.add(table_ND)
         index = cls(ivf)
-        ivf.nprobe = min(8, lists)
-        while (recall := index.recall(table_ND)) < recall_goal and ivf.nprobe < lists:
-            ivf.nprobe = min(2 * ivf.nprobe, lists)
+        ivf.nprobe, most = min(8, lists), max(8, round(_MOST_VISITED * lists))
+        while (recall := index.recall(table_ND)) < recall_goal:
+            if ivf.nprobe >= most:
+                return cls._exact(table_ND)
+            ivf.nprobe = min(2 * ivf.nprobe, most)
         index.report = IndexReport("ivf_hnsw", ivf.nprobe, recall, ivf.nprobe)
         return index
+
+    @classmethod
+    def _exact(cls, table_ND: np.ndarray) -> "ItemIndex":
+        flat = faiss.IndexFlatIP(table_ND.shape[1])
+        flat.add(table_ND)
+        return cls(flat, IndexReport("exact", 0, 1.0))
 
     @property
     def has_lists(self) -> bool:

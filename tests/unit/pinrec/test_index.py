@@ -53,6 +53,12 @@ def test_lists_are_visited_until_recall_is_reached(item_table):
     assert np.mean([len(set(a) & set(b)) / 100 for a, b in zip(found, wanted, strict=True)]) > 0.9
 
 
+def test_vectors_without_neighbourhoods_are_searched_exactly():
+    noise_ND = np.random.default_rng(0).normal(size=(3_000, 64)).astype(np.float32)
+    noise_ND /= np.linalg.norm(noise_ND, axis=1, keepdims=True)
+    assert ItemIndex.build(noise_ND, exact_below=0).report.kind == "exact"
+
+
 def test_recall_sees_an_index_over_a_permuted_table(item_table):
     index = ItemIndex.build(item_table)
     assert index.recall(item_table) == 1.0
