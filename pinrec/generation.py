@@ -206,7 +206,7 @@ def _interleaved(candidates: Sequence[Candidate]) -> list[Candidate]:
         groups.setdefault(candidate.outcome, []).append(candidate)
     members = list(groups.values())
     queues = [iter(group) for group in members]
-    return [next(queues[turn]) for turn in turns([len(group) for group in members])]
+    return [next(queues[turn]) for turn in turns(tuple(len(group) for group in members))]
 
 
 @torch.inference_mode()
