@@ -72,6 +72,11 @@ class Filter:
             for mine, request in zip(np.split(row, ends[:-1]), requests, strict=True)
         ]
 
+    def among(self, rows: np.ndarray) -> np.ndarray:
+        """Those of some rows that may come back, in their order; none of them may be gone from the catalogue."""
+        may = ~np.isin(rows, self.refused)
+        return rows[may if self.rows is None else may & np.isin(rows, self.rows)]
+
     def left(self, view: View) -> np.ndarray:
         """bool[len(view)]: which rows may come back."""
         left = np.full(len(view), self.rows is None)
