@@ -1,5 +1,6 @@
 """PinRec as a model under comparison: the learner that serving's trainer uses, the generation that serving uses."""
 
+import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final, Literal
@@ -19,6 +20,7 @@ from pinrec.protocols import Cases, Split, UserLog
 from pinrec.requests import GenerationRequest
 from pinrec.training import Learner, Schedule
 
+_CPU: Final = torch.device("cpu")
 MOST: Final = 512  # places of the longest list that a comparison asks for
 
 
@@ -92,10 +94,12 @@ class PinRec:
 
     @property
     def bundle(self) -> Bundle:
-        """What serving would be given now."""
+        """What serving would be given now, on the CPU, where serving is."""
         if self._bundle is None:
             log = self._split.log
-            self._bundle = Bundle.of(self.learner.served(), log.catalogue, self._popularity, mode=self._generation.mode)
+            with _CPU:
+                model = copy.deepcopy(self.learner.served()).to(_CPU)
+                self._bundle = Bundle.of(model, log.catalogue, self._popularity, mode=self._generation.mode)
         return self._bundle
 
     @cached_property
@@ -125,14 +129,16 @@ class PinRec:
     def ranked(self, cases: Cases, k: int) -> Rows:
         """See `Retriever`: the list that serving would answer with."""
         lists = np.full((len(cases), k), -1, np.int64)
-        made = generate(self.bundle, self.requests(cases, min(k, len(self.bundle.catalogue))), self._generation)
+        with _CPU:
+            made = generate(self.bundle, self.requests(cases, min(k, len(self.bundle.catalogue))), self._generation)
         for row, found in zip(lists, made, strict=True):
             row[: len(found)] = [candidate.row for candidate in found]
         return lists
 
     def generated(self, cases: Cases, embeddings: int, k: int) -> Rows:
         """See `Retriever`: the k best unseen items of each embedding, before lists are made of them."""
-        e_BED = embed(self.bundle, self.requests(cases, k), self._generation).e_BED
+        with _CPU:
+            e_BED = embed(self.bundle, self.requests(cases, k), self._generation).e_BED
         if e_BED.shape[1] != embeddings:
             raise ValueError(f"generation: makes {e_BED.shape[1]} embeddings a user, not {embeddings}")
         found = np.full((len(cases), embeddings, k), -1, np.int64)
