@@ -44,6 +44,11 @@ _VERSION: Final = re.compile(r"^v\d{6,}$")
 _ABANDONED: Final = re.compile(r"^\.v\d{6,}\.(writing|deleting|fetching)")
 
 
+def version_number(version: str) -> int:
+    """What versions are ordered by; their names are not, from v1000000 on."""
+    return int(version[1:])
+
+
 class RegistryError(RuntimeError):
     """The registry cannot do it; the message says what to do about it. What serves has not changed."""
 
@@ -130,31 +135,41 @@ class Registry:
                 "the registry another place. The version that serves stays as it is"
             ) from error
         if activate:
-            self.advance(version)
+            with self._moving():
+                self._decide(version, "passed", ())
+                if (current := self.current()) is None or version_number(current) < version_number(version):
+                    self._point(version)
         return version
 
-    def advance(self, version: str, parent: str | None = None) -> bool:
-        """Let a candidate serve, unless a newer version does or it was refused or withdrawn. True if it serves now.
+    def advance(self, version: str, parent: str | None) -> Verdict:
+        """Let a candidate take the place of its parent.
+
+        It is refused where the parent was withdrawn meanwhile, or somebody has pointed to another version: an
+        operator's choice is not undone by a round that was begun before it.
 
         Args:
-            parent: the version it was trained on from; if that was withdrawn meanwhile, the candidate is refused.
+            parent: what served when the candidate's training went on from it; None = nothing did.
+
+        Returns:
+            what is decided about the candidate now; it serves if that is "passed".
 
         Raises:
             RegistryError: the registry cannot be read or written; the pointer stands where it stood.
         """
         with self._moving():
             verdict, current = self.verdict(version), self.current()
-            if verdict is not None and verdict.state != "passed":
-                return False
+            if verdict is not None and (verdict.state != "passed" or current == version):
+                return verdict
+            why = None
             if parent is not None and self.is_bad(parent):
-                reason = Refusal(check="parent", message=f"trained on from {parent}, which was withdrawn")
-                self._decide(version, "refused", [reason])
-                return False
-            self._pass(version, verdict)
-            if current is not None and _number(current) >= _number(version):
-                return current == version
+                why = f"trained on from {parent}, which was withdrawn"
+            elif current not in (None, parent):
+                why = f"trained on from {parent or 'nothing'}, and {current} was activated meanwhile"
+            if why is not None:
+                return self._decide(version, "refused", [Refusal(check="parent", message=why)])
+            verdict = self._decide(version, "passed", ())
             self._point(version)
-        return True
+        return verdict
 
     def refuse(self, refusals: Sequence[Refusal], version: str | None = None) -> str:
         """Write down that a candidate must not serve.
@@ -188,19 +203,25 @@ class Registry:
         with self._moving():
             if (left := self.current()) is None:
                 raise NothingOlderError(f"{self.url} has no current version to roll back")
-            older = [version for version in self.names() if _number(version) < _number(left) and self._may(version)]
+            older = self.older(left)
             if not older or (to is not None and to not in older):
                 raise NothingOlderError(
                     f"{self.url} holds no {to or 'version'} older than {left} that passed the gate; let the trainer "
                     "publish another one, or activate a version by force"
                 )
-            target = to or older[-1]
+            target = to or older[0]
             # Before the pointer moves: if this ends half-way, another rollback goes on from here.
             for version in self.names():
-                if _number(target) < _number(version) <= _number(left) and (version == left or self._may(version)):
+                between = version_number(target) < version_number(version) <= version_number(left)
+                if between and (version == left or self._may(version)):
                     self._decide(version, "withdrawn", [reason])
             self._point(target)
         return target
+
+    def older(self, version: str) -> list[str]:
+        """Versions before this one that passed the gate, newest first."""
+        number = version_number(version)
+        return [name for name in reversed(self.names()) if version_number(name) < number and self._may(name)]
 
     def verdict(self, version: str) -> Verdict | None:
         """What was decided about a version; None = nothing yet."""
@@ -237,7 +258,7 @@ class Registry:
         judged = self._numbers(VERDICTS)
         return [
             self._info(version, version == current, version in stored)
-            for version in sorted(stored.union(judged), key=_number)
+            for version in sorted(stored.union(judged), key=version_number)
         ]
 
     def activate(self, version: str, force: bool = False) -> None:
@@ -253,12 +274,14 @@ class Registry:
         self._require(version)
         with self._moving():
             verdict = self.verdict(version)
-            if verdict is not None and verdict.state != "passed" and not force:
+            passed = verdict is not None and verdict.state == "passed"
+            if verdict is not None and not passed and not force:
                 raise ForbiddenVersionError(
                     f"{version} was {verdict.state} ({verdict.reason}); to serve it all the same, activate it by "
                     f'force: --force, or {{"force": true}} over HTTP'
                 )
-            self._pass(version, verdict, forced=force)
+            if force or not passed:
+                self._decide(version, "passed", (), forced=force)
             self._point(version)
 
     def read_outcomes(self) -> bytes | None:
@@ -311,7 +334,8 @@ class Registry:
     def prune(self, keep: int, pinned: Collection[str] = (), loading_s: float = LOADING_S) -> list[str]:
         """Delete all but the newest `keep` versions, the current one, the pinned and what a replica may be loading.
 
-        Also clears away what publishers left that died while they wrote.
+        A bundle without a verdict counts for nothing: its publisher died, or judges it now, so only the newest of all
+        stays. Also clears away what publishers left that died while they wrote.
 
         Args:
             loading_s: how long a version stays after it was the current one.
@@ -325,9 +349,12 @@ class Registry:
             names = self.names()
             left = self._left()
             loading = [version for version, at in left.items() if at > time.time() - loading_s]
+            verdicts = {version: self.verdict(version) for version in names}
+            judged = [version for version, verdict in verdicts.items() if verdict]
             # As many that may serve as without refused ones: else a bad hour would leave nothing to go back to.
-            good = [version for version in names if not self.is_bad(version)]
-            kept = {*names[-keep:], *good[-keep:], *pinned, *loading, self.current()}
+            good = [version for version, verdict in verdicts.items() if verdict and verdict.state == "passed"]
+            in_work = [version for version in names[-1:] if not verdicts[version]]
+            kept = {*judged[-keep:], *good[-keep:], *in_work, *pinned, *loading, self.current()}
             deleted = [version for version in names if version not in kept]
             for version in deleted:
                 self._delete(version)
@@ -348,7 +375,7 @@ class Registry:
         except FileNotFoundError:
             return []
         names = (path.rstrip("/").rsplit("/", 1)[-1].removesuffix(".json") for path in listed)
-        return sorted((name for name in names if _VERSION.match(name)), key=_number)
+        return sorted((name for name in names if _VERSION.match(name)), key=version_number)
 
     def names(self) -> list[str]:
         """The versions that are there in full, oldest first."""
@@ -361,7 +388,7 @@ class Registry:
 
     def _claim(self) -> str:
         self._fs.makedirs(self._at(CLAIMS), exist_ok=True)
-        taken = [_number(name) for name in self._numbers() + self._numbers(CLAIMS)]
+        taken = [version_number(name) for name in self._numbers() + self._numbers(CLAIMS)]
         number = max(taken, default=0)
         while True:
             number += 1
@@ -406,20 +433,17 @@ class Registry:
         verdict = self.verdict(version)
         return verdict is not None and verdict.state == "passed"
 
-    def _pass(self, version: str, verdict: Verdict | None, forced: bool = False) -> None:
-        if forced or verdict is None:
-            self._decide(version, "passed", (), forced)
-
     def _decide(
         self,
         version: str,
         state: Literal["passed", "refused", "withdrawn"],
         why: Sequence[Refusal],
         forced: bool = False,
-    ) -> None:
+    ) -> Verdict:
         verdict = Verdict(state=state, at=time.time(), refusals=tuple(why), forced=forced)
         self._fs.makedirs(self._at(VERDICTS), exist_ok=True)
         self._replace(verdict.model_dump_json().encode(), VERDICTS, f"{version}.json")
+        return verdict
 
     def _left(self) -> dict[str, float]:
         """When versions left the pointer, epoch s; the latest hour's."""
@@ -515,7 +539,3 @@ class Registry:
         for path in Path(self._root).iterdir():
             if _ABANDONED.match(path.name) and path.stat().st_mtime < time.time() - ABANDONED_AFTER_S:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _number(version: str) -> int:
-    return int(version[1:])

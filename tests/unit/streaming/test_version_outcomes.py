@@ -184,7 +184,7 @@ def test_a_version_that_users_engage_with_less_is_rolled_back_and_does_not_come_
     (refusal,) = registry.verdict("v000002").refusals
     assert refusal.check == "outcomes"
     assert refusal.figure < refusal.bound
-    assert not registry.advance("v000002")
+    assert registry.advance("v000002", "v000001").state == "withdrawn"
     assert watching.check() is None
     assert watching.rollbacks == 1
 
