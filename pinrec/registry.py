@@ -21,7 +21,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -30,7 +29,8 @@ from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 
 from pinrec.bundle import MANIFEST, Bundle, BundleError, Manifest
-from pinrec.verdicts import Refusal, State, Verdict
+from pinrec.verdicts import Refusal, Verdict
+from pinrec.versions import VERSION, VersionInfo, version_number
 
 CURRENT: Final = "current.json"
 LOCK: Final = "lock"
@@ -40,13 +40,7 @@ OUTCOMES: Final = "outcomes.json"
 ABANDONED_AFTER_S: Final = 3_600.0
 LOADING_S: Final = 300.0
 """A replica that read the pointer has this long to load what it named before that may be deleted."""
-_VERSION: Final = re.compile(r"^v\d{6,}$")
 _ABANDONED: Final = re.compile(r"^\.v\d{6,}\.(writing|deleting|fetching)")
-
-
-def version_number(version: str) -> int:
-    """What versions are ordered by; their names are not, from v1000000 on."""
-    return int(version[1:])
 
 
 class RegistryError(RuntimeError):
@@ -63,33 +57,6 @@ class ForbiddenVersionError(RegistryError):
 
 class NothingOlderError(RegistryError):
     """No version to roll back to."""
-
-
-@dataclass(frozen=True, slots=True)
-class VersionInfo:
-    """One version in the list.
-
-    Attributes:
-        created_at, trained_until: epoch seconds.
-        problem: why the manifest cannot be read, else None.
-        verdict: what was decided about it; None = nothing yet.
-        stored: whether there is a bundle; of a candidate that could not be written only the verdict is left.
-    """
-
-    version: str
-    current: bool
-    created_at: float = 0.0
-    trained_until: float = 0.0
-    items: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
-    problem: str | None = None
-    verdict: Verdict | None = None
-    stored: bool = True
-
-    @property
-    def state(self) -> State:
-        """Candidate, passed, refused or withdrawn."""
-        return self.verdict.state if self.verdict else "candidate"
 
 
 class Registry:
@@ -244,7 +211,7 @@ class Registry:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RegistryError(f"{self.url}/{CURRENT} cannot be read ({error}); activate a version anew") from error
-        if not isinstance(version, str) or not _VERSION.match(version):
+        if not isinstance(version, str) or not VERSION.fullmatch(version):
             raise RegistryError(f"{self.url}/{CURRENT} names no version; activate a version anew")
         return version
 
@@ -375,14 +342,14 @@ class Registry:
         except FileNotFoundError:
             return []
         names = (path.rstrip("/").rsplit("/", 1)[-1].removesuffix(".json") for path in listed)
-        return sorted((name for name in names if _VERSION.match(name)), key=version_number)
+        return sorted((name for name in names if VERSION.fullmatch(name)), key=version_number)
 
     def names(self) -> list[str]:
         """The versions that are there in full, oldest first."""
         return [version for version in self._numbers() if self._fs.exists(self._at(version, MANIFEST))]
 
     def _require(self, version: str) -> None:
-        if not _VERSION.match(version) or not self._fs.exists(self._at(version, MANIFEST)):
+        if not VERSION.fullmatch(version) or not self._fs.exists(self._at(version, MANIFEST)):
             known = ", ".join(self.names()[-5:]) or "none yet"
             raise UnknownVersionError(f"{version[:64]!r} is not in {self.url}; the newest versions are: {known}")
 

@@ -6,9 +6,9 @@ from pinrec.registry import (
     Registry,
     RegistryError,
     UnknownVersionError,
-    VersionInfo,
 )
 from pinrec.verdicts import Refusal
+from pinrec.versions import VersionInfo
 from serving.api import ModelRefusal, Models, ModelVersion
 from serving.problems import Problem
 from streaming.version_outcomes import Outcomes, outcomes_of
