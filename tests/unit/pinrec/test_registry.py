@@ -91,6 +91,30 @@ def test_prune_keeps_the_newest_the_current_and_the_pinned(registry, bundle):
         registry.prune(keep=0)
 
 
+def test_of_bundles_without_a_verdict_only_the_newest_of_all_stays(registry, bundle):
+    for _ in range(2):
+        registry.publish(bundle)
+    for _ in range(4):
+        registry.publish(bundle, activate=False)
+    registry.prune(keep=2, loading_s=0)
+    assert names(registry) == ["v000001", "v000002", "v000006"], "it may be judged right now"
+    registry.publish(bundle)
+    registry.prune(keep=2, loading_s=0)
+    assert names(registry) == ["v000002", "v000007"]
+
+
+def test_a_candidate_takes_the_place_of_its_parent_alone(registry, bundle):
+    for _ in range(2):
+        registry.publish(bundle)
+    registry.activate("v000001")
+    version = registry.publish(bundle, activate=False)
+    assert registry.advance(version, "v000002").state == "refused"
+    assert registry.current() == "v000001", "an operator's choice stands"
+    version = registry.publish(bundle, activate=False)
+    assert registry.advance(version, "v000001").state == "passed"
+    assert registry.current() == version == "v000004"
+
+
 def test_a_version_number_is_never_used_twice(registry, bundle):
     for _ in range(3):
         registry.publish(bundle)

@@ -40,7 +40,7 @@ def test_a_candidate_serves_once_it_has_passed(registry, bundle):
     published(registry, bundle, 1)
     version = registry.publish(bundle, activate=False)
     assert (registry.current(), states(registry)[version]) == ("v000001", "candidate")
-    assert registry.advance(version)
+    assert registry.advance(version, "v000001").state == "passed"
     assert (registry.current(), states(registry)[version]) == (version, "passed")
 
 
@@ -48,7 +48,7 @@ def test_a_refused_version_is_listed_with_check_figure_and_bound_and_never_serve
     published(registry, bundle, 1)
     version = registry.publish(bundle, activate=False)
     registry.refuse([UNLIKE], version)
-    assert not registry.advance(version)
+    assert registry.advance(version, "v000001").state == "refused"
     assert registry.current() == "v000001"
     (info,) = (info for info in registry.versions() if info.version == version)
     assert (info.state, info.verdict.refusals) == ("refused", (UNLIKE,))
@@ -75,7 +75,7 @@ def test_rollback_goes_to_the_newest_older_version_that_passed_and_withdraws_the
     assert states(registry) == {
         "v000001": "passed", "v000002": "passed", "v000003": "refused", "v000004": "candidate", "v000005": "withdrawn",
     }  # fmt: skip
-    assert not registry.advance("v000005"), "it does not come again by itself"
+    assert registry.advance("v000005", "v000002").state == "withdrawn", "it does not come again by itself"
     assert registry.current() == "v000002"
     registry.publish(bundle)
     assert registry.rollback(WORSE) == "v000002", "nor by a rollback of a later one"
@@ -108,7 +108,7 @@ def test_a_verdict_that_cannot_be_read_lets_nothing_serve(registry, bundle):
     version = registry.publish(bundle, activate=False)
     registry.refuse([UNLIKE], version)
     registry._fs.pipe_file(registry._at("verdicts", f"{version}.json"), b"{half")
-    assert not registry.advance(version)
+    assert registry.advance(version, "v000001").state == "refused"
     assert states(registry)[version] == "refused"
 
 
