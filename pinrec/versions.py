@@ -1,4 +1,4 @@
-"""What versions are called, how they are ordered, and what a list tells of one."""
+"""What versions are called, how they are ordered, what a list tells of one, and why one cannot be had."""
 
 import re
 from dataclasses import dataclass, field
@@ -12,6 +12,22 @@ VERSION: Final = re.compile(r"v\d{6,}")
 def version_number(version: str) -> int:
     """What versions are ordered by. Their names are not, from v1000000 on."""
     return int(version[1:])
+
+
+class RegistryError(RuntimeError):
+    """The registry cannot do it; the message says what to do about it. What serves has not changed."""
+
+
+class UnknownVersionError(RegistryError):
+    """A version that the registry does not hold."""
+
+
+class ForbiddenVersionError(RegistryError):
+    """A version that was refused or withdrawn."""
+
+
+class NothingOlderError(RegistryError):
+    """No version to roll back to."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ import torch
 from pinrec.bundle import Bundle
 from pinrec.config import Vocabulary
 from pinrec.index import use_threads
-from pinrec.registry import Registry, RegistryError
+from pinrec.registry import Registry
+from pinrec.versions import RegistryError
 from serving.answers import Answerer, Outcome
 from serving.api import Context, HistoryItem, Models, RecommendationRequest, SimilarItems, UserHistory
 from serving.config import AppSettings

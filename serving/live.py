@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from pinrec.bundle import Bundle, BundleError
 from pinrec.config import Vocabulary
-from pinrec.registry import Registry, RegistryError
+from pinrec.registry import Registry
+from pinrec.versions import RegistryError
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,9 @@ from pinrec.config import GateSettings, GenerationConfig
 from pinrec.dataset import EventColumns
 from pinrec.evaluation import prequential
 from pinrec.gate import judge, sample_histories
-from pinrec.registry import Registry, RegistryError
+from pinrec.registry import Registry
 from pinrec.verdicts import Refusal
+from pinrec.versions import RegistryError
 
 log = logging.getLogger(__name__)
 

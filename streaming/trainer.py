@@ -16,9 +16,10 @@ from pinrec.config import GateSettings, GenerationConfig, ModelConfig, TrainingC
 from pinrec.evaluation import outcome_shares, prequential
 from pinrec.items import Catalogue
 from pinrec.popularity import Popularity
-from pinrec.registry import Registry, RegistryError
+from pinrec.registry import Registry
 from pinrec.training import Learner
 from pinrec.verdicts import Refusal
+from pinrec.versions import RegistryError
 from streaming.archive import Archive, ArchiveError
 from streaming.candidates import Candidates, Decision
 from streaming.checkpoint import Plan, Published, TrainerFolder

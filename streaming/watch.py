@@ -4,8 +4,8 @@ import logging
 import threading
 
 from pinrec.config import GateSettings, Vocabulary
-from pinrec.registry import Registry, RegistryError
-from pinrec.versions import version_number
+from pinrec.registry import Registry
+from pinrec.versions import RegistryError, version_number
 from streaming.archive import Archive, ArchiveError
 from streaming.version_outcomes import Comparison, Outcomes, VersionOutcomes
 

@@ -7,7 +7,7 @@ import time
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-import pinrec.registry
+import pinrec.bundle_store
 from pinrec.registry import Registry
 from serving.api import RecommendationRequest
 from serving.config import AppSettings
@@ -51,7 +51,7 @@ class SlowFileSystem(LocalFileSystem):
 @pytest.fixture
 def slow(monkeypatch):
     """The file system of every registry that is made from now on; quick until it is told otherwise, and at the end."""
-    monkeypatch.setattr(pinrec.registry, "LocalFileSystem", SlowFileSystem)
+    monkeypatch.setattr(pinrec.bundle_store, "LocalFileSystem", SlowFileSystem)
     SlowFileSystem.waiting.clear()
     SlowFileSystem.quick.set()
     yield SlowFileSystem
@@ -73,18 +73,22 @@ def test_answers_status_and_histories_come_while_a_replica_waits_for_the_registr
         engine = Engine(settings, 0)
         await engine.recommend(RecommendationRequest(user_id="ada", k=5))
         slow.quick.clear()
-        waiting = [asyncio.create_task(engine.models()) for _ in range(CALLS)]
-        await asyncio.to_thread(slow.waiting.wait)
-        answers = [await engine.recommend(RecommendationRequest(user_id="ada", k=5)) for _ in range(3)]
-        status, history = await engine.status(), await engine.user("ada")
-        done = [task for task in waiting if task.done()]
-        slow.quick.set()
+        try:
+            waiting = [asyncio.create_task(engine.models()) for _ in range(CALLS)]
+            while not slow.waiting.is_set():
+                await asyncio.sleep(0)
+            async with asyncio.timeout(30):
+                answers = [await engine.recommend(RecommendationRequest(user_id="ada", k=5)) for _ in range(3)]
+                status, history = await engine.status(), await engine.user("ada")
+            done = [task for task in waiting if task.done()]
+        finally:
+            slow.quick.set()
         models = await asyncio.gather(*waiting)
         registry.publish(small_bundle(seed=2))
         await asyncio.to_thread(eventually, lambda: engine._live.version == "v000002")
         return answers, status, history, done, models
 
-    answers, status, history, done, models = asyncio.run(asyncio.wait_for(asked(), 60))
+    answers, status, history, done, models = asyncio.run(asked())
     assert [answer.model_version for answer in answers] == ["v000001"] * 3
     assert (status["model_version"], status["behind"]) == ("v000001", None), (
         "ready, and not behind anything it knows of"

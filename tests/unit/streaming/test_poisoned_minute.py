@@ -8,8 +8,9 @@ import torch
 
 from pinrec.bundle import read_learner
 from pinrec.config import GateSettings, GenerationConfig, ModelConfig, TrainingConfig, Vocabulary
-from pinrec.registry import Registry, RegistryError
+from pinrec.registry import Registry
 from pinrec.verdicts import Refusal
+from pinrec.versions import RegistryError
 from streaming.archive import Archive, RowBuffer
 from streaming.config import KafkaSettings, StateSettings, TrainerSettings
 from streaming.trainer import Trainer

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from pinrec.bundle import read_learner
-from pinrec.registry import Registry, RegistryError
+from pinrec.registry import Registry
+from pinrec.versions import RegistryError
 from streaming.checkpoint import CHECKPOINT, PUBLISHED, ROUND, TrainerFolder
 from streaming.config import StateSettings
 from streaming.training_log import Standing

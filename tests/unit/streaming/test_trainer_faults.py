@@ -15,8 +15,9 @@ from pinrec.bundle import LEARNER, MANIFEST, MODEL, BundleError, read_learner
 from pinrec.config import ModelConfig
 from pinrec.gate import Judgement
 from pinrec.items import Catalogue, Item
-from pinrec.registry import Registry, RegistryError
+from pinrec.registry import Registry
 from pinrec.verdicts import Refusal
+from pinrec.versions import RegistryError
 from streaming.checkpoint import CHECKPOINT
 from streaming.config import StateSettings
 from streaming.training_log import Standing

@@ -6,8 +6,9 @@ import uuid
 import pytest
 
 from pinrec.config import GateSettings, Vocabulary
-from pinrec.registry import Registry, RegistryError
+from pinrec.registry import Registry
 from pinrec.verdicts import Refusal
+from pinrec.versions import RegistryError
 from streaming.archive import Archive, RowBuffer
 from streaming.version_outcomes import Comparison, Outcomes, VersionOutcomes, version_of
 from streaming.watch import Watch
