@@ -4,7 +4,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -308,7 +308,7 @@ class Trainer:
         refused = self._status.refused + 1
         last = {"version": decision.version, "refusals": [refusal.model_dump() for refusal in decision.refusals]}
         self._note(refused=refused, last_refused=last)
-        if all(refusal.check != "parent" for refusal in decision.refusals):
+        if _of_itself(decision.refusals):
             self._refused_items = catalogue
         self._give_up = decision.refusals
         self._follow()
@@ -446,8 +446,8 @@ class Trainer:
             self._begin_anew(current)
         else:
             log.warning("training goes on with its own weights, not with those of %s: %s", current, error)
-        # What was refused is published again only when something has been added to it.
-        number = self._standing.rounds if refusals else published.number if published else -1
+        # What was refused for what it is, is published again only when something has been added to it.
+        number = self._standing.rounds if _of_itself(refusals) else published.number if published else -1
         try:
             reach = self._learnt(current)[0].reach
         except (ValueError, RegistryError):
@@ -526,3 +526,8 @@ class Trainer:
 
     def _note(self, **changes: object) -> None:
         self._status = replace(self._status, **changes)  # type: ignore[arg-type]
+
+
+def _of_itself(refusals: Sequence[Refusal]) -> bool:
+    """Whether a candidate was refused for what it is, not for what happened meanwhile."""
+    return any(refusal.check != "parent" for refusal in refusals)

@@ -102,6 +102,18 @@ def test_an_activation_during_a_round_stands_and_the_next_one_goes_on_from_it(st
     assert training.status().events == 60 + 20
 
 
+def test_what_was_learnt_follows_a_version_that_came_meanwhile_and_that_nobody_can_go_on_from(state, log, registry):
+    training = trainer(state, **ALL)
+    rounds(log, training, 60)
+    copied = []
+    training._progress = lambda *_: copied or copied.append(registry.publish(registry.load("v000001")))
+    assert rounds(log, training, 40) == [None]
+    assert copied == [registry.current()] == ["v000002"]
+    del training._progress
+    assert rounds(log, training, 0, 0) == ["v000004", None]
+    assert rounds_learnt(registry, "v000004") == 2
+
+
 def test_what_was_withdrawn_stays_so_when_the_sizes_of_the_model_change(state, log, registry):
     training = trainer(state, **ALL)
     rounds(log, training, 60, 50)
