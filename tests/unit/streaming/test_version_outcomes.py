@@ -242,3 +242,13 @@ def test_every_list_of_versions_can_show_the_outcomes(town, registry, bundle):
     again.check()
     assert again.outcomes == first.outcomes
     assert again.outcomes["v000001"].impressions == 300
+
+
+def test_damaged_outcomes_are_counted_anew_from_the_archive(town, registry, bundle, caplog):
+    registry.publish(bundle)
+    town.lists("v000001", 30, 0.3)
+    registry.write_outcomes(b"[]")
+    watching = watch(town, registry)
+    watching.check()
+    assert watching.outcomes["v000001"].impressions == 300
+    assert "outcomes are counted anew from the archive: no outcomes of versions" in caplog.text
