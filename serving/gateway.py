@@ -15,6 +15,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
+from pinrec.versions import version_number
 from serving import problems
 from serving.affinity import near, partition_of
 from serving.api import (
@@ -211,7 +212,7 @@ class Gateway:
             ask(self._recommender), ask(self._ingestor), ask(self._trainer)
         )
         trainer = trainers[0] if trainers else None
-        versions = sorted({r["model_version"] for r in recommenders if r["model_version"]})
+        versions = sorted({r["model_version"] for r in recommenders if r["model_version"]}, key=version_number)
         return Status(
             ready=bool(versions),
             degraded=troubles(self._settings, recommenders, ingestors, trainer),
