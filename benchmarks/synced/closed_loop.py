@@ -5,7 +5,7 @@ In each simulated minute everybody in session gets a list, looks at it and acts.
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Final, Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from pinrec.delta import Delta
 from pinrec.evaluation import outcome_shares
 from pinrec.generation import generate, popular
 from pinrec.history import ROW, History
+from pinrec.index import ItemIndex
 from pinrec.items import Catalogue, Item
 from pinrec.popularity import Popularity
 from pinrec.requests import Candidate, GenerationRequest
@@ -34,6 +35,7 @@ _HOUR: Final = 60
 _DAY: Final = 24 * _HOUR
 _RECENT: Final = 20_000
 _MOST: Final = 100_000
+_SAMPLED: Final = 5
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Lived:
         sessions: int64[H], that began in each hour.
         reward: float64[H], true worth of all lists of these sessions: the clicks, saves and shares to be expected,
             given how far inhabitants look.
-        of_best: what lists were worth, of what the best list of that moment would have been; from a list a minute.
+        of_best: what lists were worth, of what the best list of that moment would have been; from a list in five
+            minutes.
         rounds: of training.
     """
 
@@ -66,9 +69,7 @@ class ClosedLoop:
         self.life, self.seed, self.vocabulary = opening.life, opening.seed, opening.vocabulary
         self._columns, self._events = opening.columns, opening.past
         self._town = copy.deepcopy(opening.town)
-        self._learner = Learner(
-            self.life.model, self.vocabulary, opening.learner.training, self.life.generation.mode
-        )
+        self._learner = Learner(self.life.model, self.vocabulary, opening.learner.training, self.life.generation.mode)
         self._learner.load_state(opening.learner.state())
         self._every_s = {part: SYNCS_S[sync.get(part, "minute")] for part in PARTS}
         self._synced = dict.fromkeys(PARTS, OPENS_AT)
@@ -79,9 +80,15 @@ class ClosedLoop:
         self._known = [len(rows) for rows in self._histories]
         self._changes: dict[str, Item | None] = {}
         self._shown = self._catalogue
-        self._shares = outcome_shares(opening.past, self.vocabulary)
-        self._bundle, self._delta = self._made(None), None
+        self._delta: Delta | None = None
         self._learnt = False
+        self._bundle = Bundle.of(
+            self._learner.served(),
+            self._shown,
+            self._popularity(),
+            mode=self.life.generation.mode,
+            outcomes=outcome_shares(opening.past, self.vocabulary),
+        )
         self._look = (1 - 1 / self.life.town.patience) ** np.arange(K)
 
     def run(self, progress: Callable[[int, int], None] = lambda *_: None) -> Lived:
@@ -111,7 +118,7 @@ class ClosedLoop:
                     left[user] = (length - 1, hour)
                 worth = self._worth(user_ids[user], items, now)
                 reward[hour] += worth
-                if not number:
+                if not number and minute % _SAMPLED == 0:
                     given += worth
                     best += self._worth(user_ids[user], None, now)
                 made += self._town.answer(self._recommendation(user_ids[user], items, now), now)
@@ -137,7 +144,7 @@ class ClosedLoop:
         if "histories" in due:
             self._known = [len(rows) for rows in self._histories]
         if "weights" in due and self._learnt:
-            self._bundle, self._delta, self._learnt = self._made(self._bundle), None, False
+            self._bundle, self._delta, self._learnt = self._next(), None, False
         elif late:
             self._delta = (
                 Delta.of(self._bundle, late, _MOST)
@@ -145,16 +152,22 @@ class ClosedLoop:
                 else self._delta.updated(self._bundle, late, _MOST)
             )
 
-    def _made(self, like: Bundle | None) -> Bundle:
-        recent = self._events.at(np.arange(max(0, len(self._events) - _RECENT), len(self._events)))
-        return Bundle.of(
-            self._learner.served(),
-            self._shown,
-            Popularity.of(recent, self._shown, self.vocabulary),
-            mode=self.life.generation.mode,
-            outcomes=self._shares,
-            like=like,
+    def _next(self) -> Bundle:
+        """The bundle of what is learnt by now, without the golden answers and checks that a file needs."""
+        model = copy.deepcopy(self._learner.served()).eval().requires_grad_(False)
+        table = model.item_table(self._shown)
+        return replace(
+            self._bundle,
+            model=model,
+            catalogue=self._shown,
+            table=table,
+            index=ItemIndex.build(table),
+            popularity=self._popularity(),
         )
+
+    def _popularity(self) -> Popularity:
+        recent = self._events.at(np.arange(max(0, len(self._events) - _RECENT), len(self._events)))
+        return Popularity.of(recent, self._shown, self.vocabulary)
 
     def _lists(self, users: Sequence[int], now: float) -> dict[int, list[Candidate]]:
         home = self.vocabulary.surface_index["home"]

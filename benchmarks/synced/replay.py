@@ -168,7 +168,9 @@ class Replay:
 
     @cached_property
     def _popularity(self) -> Popularity:
-        return Popularity.of(self.by_time.before(self._rows_before(self.begin)), self.log.catalogue, self.log.vocabulary)
+        return Popularity.of(
+            self.by_time.before(self._rows_before(self.begin)), self.log.catalogue, self.log.vocabulary
+        )
 
     def _bundle(self, learner: Learner) -> Bundle:
         return Bundle.of(learner.served(), self.log.catalogue, self._popularity, mode=self.recipe.generation.mode)

@@ -36,10 +36,10 @@ def train_round(learner: Learner, events: EventColumns, catalogue: Catalogue, si
     settings = learner.training
     # About two passes over the new events, see `streaming.trainer`.
     steps = int(2 * new / (settings.batch_users * 4 * (1 - settings.replay_share)))
-    learner.fit(
+    fitted = learner.fit(
         events.at(rows),
         catalogue,
         max(1, min(settings.round_steps, steps)),
         since_row=int(np.searchsorted(rows, since)),
     )
-    return True
+    return fitted.steps > 0

@@ -29,16 +29,18 @@ class Life:
 
     town: TownConfig = field(
         default_factory=lambda: TownConfig(
-            inhabitants=600, items=1_000, past_days=7, past_events=60_000, new_items_per_minute=1
+            inhabitants=300, items=600, past_days=7, past_events=60_000, new_items_per_minute=1
         )
     )
-    days: float = 3.0
-    sessions: float = 2.0
+    days: float = 2.0
+    sessions: float = 1.0
     model: ModelConfig = field(
-        default_factory=lambda: ModelConfig(width=32, heads=2, history=128, stride=32, content_width=32)
+        default_factory=lambda: ModelConfig(
+            width=48, heads=2, history=128, stride=32, content_width=32, hash_buckets=4_096
+        )
     )
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(batch_users=16, initial_steps=600))
+    generation: GenerationConfig = field(default_factory=lambda: GenerationConfig(steps=1))
 
 
 class Opening:
