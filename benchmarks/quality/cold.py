@@ -2,9 +2,9 @@
 
 PinRec is trained on the first part of a log, selected on the next, and asked in the last, with the whole catalogue as a
 replica has it: an item that appeared after training has its vector from content and hashes of its id
-(`pinrec.delta`). The JSON, of which docs/quality.md is made, tells how much of the answers and of the targets falls on items with no event in training,
-with 1 to 5, and with more, and what is found of the targets; in the town also what the recommended items are truly
-worth.
+(`pinrec.delta`). The JSON, of which docs/quality.md is made, tells how much of the answers and of the targets falls on
+items with no event in training, with 1 to 5, and with more, and what is found of the targets; in the town also what
+the recommended items are truly worth.
 """
 
 import argparse

@@ -14,10 +14,11 @@ def cold_section(runs: Sequence[ColdRun]) -> list[str]:
         "## Cold items\n",
         "Another split, by time: PinRec-MT,OC is trained on the first 70 % of a log, selected on the next tenth, and "
         "asked in the last fifth with the whole catalogue, as a replica has it: an item that appeared after training "
-        "has its vector from content and hashes of its id. Items are told apart by their events in training. *Answers*: "
-        "the share of the places in the lists of ten. *Recall*: the share of the targets that these lists hold. Beside "
-        "each, in brackets, the same of the most popular unseen items. *Worth*, in the [town](simulator.md): the true "
-        "chance of a click on a place. Taken by `python -m benchmarks.quality.cold`.\n",
+        "has its vector from content and hashes of its id. Items are told apart by their events in training. "
+        "*Answers*: the share of the places in the lists of ten. *Recall*: the share of the targets that these lists "
+        "hold. Beside each, in brackets, the same of the most popular unseen items. *Worth*, in the "
+        "[town](simulator.md): the true chance of a click on a place. Taken by "
+        "`python -m benchmarks.quality.cold`.\n",
         *table(
             ["Data", "Events in training", "Items", "Answers", "Targets", "Recall@10", "Worth"],
             [row for run in runs for row in _rows(run)],

@@ -22,6 +22,8 @@ from pinrec.training import Learner
 
 K: Final = 10
 _BATCH: Final = 64
+_AVERAGING: Final = 0.9
+"""Ten rounds: with the recipe's 0.99 what is served would be as of a hundred steps ago, whatever the sync."""
 
 Progress = Callable[[str, int, int], None]
 Found = dict[str, NDArray[np.bool_]]
@@ -163,7 +165,7 @@ class Replay:
 
     def _learner(self) -> Learner:
         recipe = self.recipe
-        training = recipe.training.model_copy(update={"seed": self.seed})
+        training = recipe.training.model_copy(update={"seed": self.seed, "averaging": _AVERAGING})
         return Learner(recipe.model, self.log.vocabulary, training, recipe.generation.mode)
 
     @cached_property

@@ -18,6 +18,7 @@ LOG_PLOT: Final = "freshness"
 TOWN_PLOT: Final = "freshness-town"
 PARTS: Final = ("everything", "catalogue", "histories", "weights")
 SYNCS: Final = ("minute", "hour", "day", "never")
+_NOT_RUN: Final = "Not run yet.\n"
 _COLOURS: Final = {"histories": "#1f6feb", "weights": "#d29922", "catalogue": "#2da44e", "everything": "#8250df"}
 _STYLE: Final = {"svg.hashsalt": "pinrec", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
@@ -25,7 +26,8 @@ _HEAD: Final = """\
 # What freshness is worth
 
 `.venv/bin/python -m benchmarks.synced --help` says how these figures are taken; it writes
-`benchmarks/results/freshness/*.json`, one file a run, goes on after a cut with those that are missing, and makes this page.
+`benchmarks/results/freshness/*.json`, one file a run, goes on after a cut with those that are missing, and makes this
+page.
 """
 
 _LOG: Final = """\
@@ -38,7 +40,8 @@ made, and it counts whether the item is in it. Twice over, something is synced e
 - **weights**: the history is that of the moment, and the weights are those of the last sync. One training goes on
   through the time, a round a minute as the trainer does, and each sync takes what it has learnt by then.
 
-The model is trained on everything before those days, with the recipe of the quality benchmark. Events of the very
+The model is trained on everything before those days, with the recipe of the quality benchmark (but for the
+running average of the weights, ten steps long here, which would otherwise be older than a sync). Events of the very
 moment are not known, items of the history are not retrieved, all of the catalogue is ranked. A gain is relative to
 never syncing; its 95 % interval is by the paired bootstrap over the moments. A user without any event at the last sync
 gets what is popular; tested are users who have some from before the first day.
@@ -56,7 +59,7 @@ ever more rarely, with all else each minute:
 - **histories**: what is known of the user, what was seen included;
 - **weights**: what the model has learnt. New items are in the lists by their content, and withdrawn ones are not, as
   the delta over a version has it;
-- **catalogue**: which items there are. New ones wait for the sync, and withdrawn ones are recommended, and worth nothing;
+- **catalogue**: which items there are. New ones wait for the sync; withdrawn ones are recommended, and worth nothing;
 - **everything**: all three.
 
 Whoever comes, and for how long, is the same in all lives of a seed, and so is the model on the first day: it is trained
@@ -69,7 +72,7 @@ def write_report(folder: Path) -> Path:
     """Write the page and the plots; where the page lies.
 
     Raises:
-        BenchmarkError: there are no runs.
+        BenchmarkError: a file is no run.
     """
     replays, lives = read_records(folder)
     PLOTS.mkdir(parents=True, exist_ok=True)
@@ -84,23 +87,26 @@ def write_report(folder: Path) -> Path:
 
 def render(replays: Sequence[Replayed], lives: Sequence[Lived]) -> str:
     """The page."""
-    parts = [_HEAD]
+    parts = [_HEAD, _LOG]
     if replays:
-        parts += [_LOG, f"![Recall@10 by the interval between syncs](plots/{LOG_PLOT}.svg)", ""]
-        for (data, seed), of in _by_log(replays).items():
-            one = next(iter(of.values()))
-            parts += [
-                f"### {data}, seed {seed}",
-                "",
-                f"The last {one.days:g} days: {one.moments:,} moments of {one.users:,} users.",
-                "",
-            ]
-            for replay in of.values():
-                parts += _log_table(replay)
+        parts += [f"![Recall@10 by the interval between syncs](plots/{LOG_PLOT}.svg)", ""]
+    for (data, seed), of in _by_log(replays).items():
+        one = next(iter(of.values()))
+        parts += [
+            f"### {data}, seed {seed}",
+            "",
+            f"The last {one.days:g} days: {one.moments:,} moments of {one.users:,} users.",
+            "",
+        ]
+        for replay in of.values():
+            parts += _log_table(replay)
+    parts += [] if replays else [_NOT_RUN]
+    parts += [_TOWN]
     if lives:
-        parts += [_TOWN, f"![Worth of a session by the interval between syncs](plots/{TOWN_PLOT}.svg)", ""]
+        parts += [f"![Worth of a session by the interval between syncs](plots/{TOWN_PLOT}.svg)", ""]
         parts += _town_section(_by_life(lives))
-    return "\n".join([*parts, *_where([*replays, *lives]), ""])
+    parts += [] if lives else [_NOT_RUN]
+    return "\n".join([*parts, *_where([*replays, *lives])]).rstrip("\n") + "\n"
 
 
 def _by_log(replays: Sequence[Replayed]) -> dict[tuple[str, int], dict[str, Replayed]]:
@@ -144,8 +150,9 @@ def _town_section(lives: Mapping[str, Mapping[int, Lived]]) -> list[str]:
     town = one.config["town"]
     seeds = sorted({seed for of in lives.values() for seed in of})
     lines = [
-        f"{town['inhabitants']:,} inhabitants, {town['items']:,} items, {town['new_items_per_minute'] * 1_440:,.0f} new "
-        f"ones a day in place of as many, {one.days:g} days with about {one.sessions / one.days:,.0f} sessions a day; "
+        f"{town['inhabitants']:,} inhabitants, {town['items']:,} items, "
+        f"{town['new_items_per_minute'] * 1_440:,.0f} new ones a day in place of as many, "
+        f"{one.days:g} days with about {one.sessions / one.days:,.0f} sessions a day; "
         f"seeds {', '.join(map(str, seeds))}.",
         "",
     ]
@@ -180,7 +187,8 @@ def _where(runs: Sequence[Replayed | Lived]) -> list[str]:
     commits: dict[str, dict[str, None]] = {}
     for run in runs:
         commits.setdefault(str(run.machine), {})[run.commit] = None
-    return ["## Where\n", *(f"- {place}; commits {', '.join(sorted(of))}." for place, of in commits.items())]
+    lines = [f"- {place}; commits {', '.join(sorted(of))}." for place, of in commits.items()]
+    return ["## Where\n", *lines] if lines else []
 
 
 def _log_figure(logs: Mapping[tuple[str, int], Mapping[str, Replayed]]) -> Figure:

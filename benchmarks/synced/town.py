@@ -29,7 +29,7 @@ class Life:
 
     town: TownConfig = field(
         default_factory=lambda: TownConfig(
-            inhabitants=300, items=600, past_days=7, past_events=60_000, new_items_per_minute=1
+            inhabitants=1_000, items=1_000, past_days=14, past_events=100_000, new_items_per_minute=1
         )
     )
     days: float = 2.0
@@ -39,7 +39,7 @@ class Life:
             width=48, heads=2, history=128, stride=32, content_width=32, hash_buckets=4_096
         )
     )
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(batch_users=16, initial_steps=600))
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(initial_steps=500, averaging=0.95))
     generation: GenerationConfig = field(default_factory=lambda: GenerationConfig(steps=1))
 
 

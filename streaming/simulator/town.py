@@ -81,7 +81,8 @@ class Town:
     def about(self, at: float) -> NDArray[np.float64]:
         """Chance of each of `user_ids` to be the next who starts a session. float64[inhabitants], sums to 1."""
         weights = self._people.about(at)
-        return weights / weights.sum()
+        chances: NDArray[np.float64] = weights / weights.sum()
+        return chances
 
     def answer(self, recommendation: Recommendation, now: float, surface: str = "home") -> list[UserEvent]:
         """An inhabitant looks at a list at once: impressions and actions, each with the list's request_id.

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from benchmarks.result import BenchmarkError, Machine
-from benchmarks.synced import command
 from benchmarks.synced.record import RESULTS, Replayed, monotone, read_records, synced
 from benchmarks.synced.replay import K, Replay
 from benchmarks.synced.report import DOCUMENT, LOG_PLOT, PLOTS, TOWN_PLOT, render
@@ -117,9 +116,9 @@ def test_the_page_is_what_the_runs_give():
     assert (PLOTS / f"{TOWN_PLOT}.svg").exists() == bool(lives)
 
 
-def test_a_folder_without_runs_and_a_file_that_is_none_are_named(tmp_path, capsys):
-    assert command.main(["--report", "--out", str(tmp_path)]) == 2
-    assert "no runs; take them with" in capsys.readouterr().err
+def test_without_runs_the_page_says_so_and_a_file_that_is_none_is_named(tmp_path):
+    assert read_records(tmp_path / "none") == ([], [])
+    assert render([], []).count("Not run yet.") == 2
     (tmp_path / "town-minute-seed0.json").write_text("{}")
     with pytest.raises(BenchmarkError, match=r"town-minute-seed0\.json: not a run of this version"):
         read_records(tmp_path)

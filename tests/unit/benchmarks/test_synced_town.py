@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -25,6 +27,12 @@ LIFE = Life(
 @pytest.fixture(scope="module")
 def opening():
     return Opening(LIFE, 0)
+
+
+@pytest.fixture(scope="module")
+def short():
+    """Ten minutes of it."""
+    return Opening(replace(LIFE, days=10 / 1_440), 0)
 
 
 def asked(opening, sync, monkeypatch):
@@ -84,9 +92,9 @@ def test_an_hourly_sync_takes_everything_at_the_full_hour(opening, monkeypatch):
     assert len(set(hours[1][0].catalogue.item_ids) - set(opening.catalogue.item_ids)) in (60, 61)
 
 
-def test_lives_of_a_seed_begin_alike_and_are_visited_alike(opening):
-    one, other = (ClosedLoop(opening, sync).run() for sync in ({}, dict.fromkeys(PARTS, "never")))
-    again = ClosedLoop(opening, {}).run()
+def test_lives_of_a_seed_begin_alike_and_are_visited_alike(short):
+    one, other = (ClosedLoop(short, sync).run() for sync in ({}, dict.fromkeys(PARTS, "never")))
+    again = ClosedLoop(short, {}).run()
     assert (one.sessions == other.sessions).all()
     assert (one.reward == again.reward).all(), "a life leaves nothing behind in the opening"
     assert not (one.reward == other.reward).all()
@@ -95,9 +103,9 @@ def test_lives_of_a_seed_begin_alike_and_are_visited_alike(opening):
 
 
 def test_a_command_that_was_cut_takes_the_runs_that_are_missing_and_the_page_tells_of_them(
-    opening, tmp_path, monkeypatch, capsys
+    short, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(command, "_opening", lambda options, seed: opening)
+    monkeypatch.setattr(command, "_opening", lambda options, seed: short)
     monkeypatch.setattr(command, "use_all_cores", lambda: None)
     monkeypatch.setattr(command, "keep_freed_memory", lambda: None)
     monkeypatch.setattr(command, "LIVES", {name: LIVES[name] for name in ("minute", "weights-hour", "weights-never")})
