@@ -143,8 +143,9 @@ class Learner:
                     progress(done + 1, steps, loss)
         self.model.eval()
         self.fits += bool(losses)
-        tail = losses[-max(1, len(losses) // 10) :]
-        mean = float(np.nanmean(tail)) if tail else float("nan")
+        tail = np.array(losses[-max(1, len(losses) // 10) :])
+        told = tail[np.isfinite(tail)]  # a batch may hold nothing to predict
+        mean = float(told.mean()) if len(told) else float("nan")
         return FitResult(len(losses), inputs, predictions, mean, time.perf_counter() - began)
 
     def _tuned_surfaces(self) -> NDArray[np.bool_] | None:
