@@ -13,6 +13,7 @@ from pinrec.bundle import Bundle
 from pinrec.config import GenerationConfig, ModelConfig, TrainingConfig
 from pinrec.generation import embed, generate
 from pinrec.history import ROW, History
+from pinrec.index import ItemIndex
 from pinrec.items import Catalogue, Item
 from pinrec.measures import Rows
 from pinrec.popularity import Popularity
@@ -94,12 +95,15 @@ class PinRec:
 
     @property
     def bundle(self) -> Bundle:
-        """What serving would be given now, on the CPU, where serving is."""
+        """What serving would be given now, on the CPU, where serving is; with an index that misses nothing."""
         if self._bundle is None:
             log = self._split.log
             with _CPU:
                 model = copy.deepcopy(self.learner.served()).to(_CPU)
-                self._bundle = Bundle.of(model, log.catalogue, self._popularity, mode=self._generation.mode)
+                made = Bundle.of(model, log.catalogue, self._popularity, mode=self._generation.mode)
+                # Models are compared, not indices.
+                exact = ItemIndex.build(made.table[:], exact_below=len(log.catalogue) + 1)
+                self._bundle = replace(made, index=exact)
         return self._bundle
 
     @cached_property

@@ -46,6 +46,9 @@ class PinRecModel(nn.Module):
         self.config, self.vocabulary = config, vocabulary
         self.tower = ItemTower(config, ids)
         self.item_in = nn.Linear(config.width, config.width)
+        if config.tower == "residual":  # what is predicted begins in the space of what was met
+            nn.init.eye_(self.item_in.weight)
+            nn.init.zeros_(self.item_in.bias)
         self.action = nn.Embedding(len(vocabulary.actions), config.width)
         self.surface = nn.Embedding(len(vocabulary.surfaces), config.width)
         for table in (self.action, self.surface):

@@ -63,7 +63,8 @@ class ItemTower(nn.Module):
     """[content, mean of the feature bag, ID embedding] -> MLP -> L2. A query has a learned null in the ID's place.
 
     A residual tower adds the MLP to a linear map of the ID embedding, and begins with that alone: items then lie apart
-    from the first step on, where an MLP's biases put all of them close together.
+    from the first step on, where an MLP's biases put all of them close together. Tokens begin as the items' own vectors
+    with it (`PinRecModel`).
 
     Args:
         config: sizes.
