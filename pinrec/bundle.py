@@ -81,6 +81,10 @@ class BundleError(ValueError):
         self.check = check
 
 
+class OtherFormatError(BundleError):
+    """A bundle that another release made: nothing of it can serve here."""
+
+
 class FileEntry(Frozen):
     """One file as it was written."""
 
@@ -91,7 +95,7 @@ class FileEntry(Frozen):
 class IndexEntry(Frozen):
     """How the index was built; see `pinrec.index.IndexReport`."""
 
-    kind: Literal["exact", "ivf", "ivf_hnsw"]
+    kind: Literal["exact", "ivf"]
     nprobe: int
     recall: float
     trained_nprobe: int = 0
@@ -165,7 +169,8 @@ class Manifest(Frozen):
             raw = json.loads(text)
             found = raw.get("format") if isinstance(raw, dict) else None
             if found != FORMAT:
-                raise BundleError("format", f"the bundle has format {found}, this program reads {FORMAT}; train anew")
+                said = f"the bundle has format {found}, this program reads {FORMAT}; train anew"
+                raise (OtherFormatError if isinstance(found, int) else BundleError)("format", said)
             manifest = cls.model_validate(raw)
         except (ValidationError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise BundleError("format", f"{MANIFEST} cannot be read: {error}") from None

@@ -86,6 +86,9 @@ class ModelConfig(Frozen):
     bag_buckets: int = Field(8_192, ge=2, description="rows of the table of hashed content features")
     bag_size: int = Field(16, ge=1, description="most content features of one item or query")
     bag_width: int = Field(32, ge=1)
+    tower: Literal["mlp", "residual"] = Field(
+        "mlp", description="residual: an item's vector is its ID embedding and what an MLP adds to it"
+    )
     content_width: int = Field(0, ge=0, description="length of ItemUpdate.embedding; 0 = none")
     table_dtype: Literal["float32", "int8"] = Field(
         "float32", description="of the item vectors in a bundle; int8 is a quarter of the size"

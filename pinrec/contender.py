@@ -1,5 +1,6 @@
 """PinRec as a model under comparison: the learner that serving's trainer uses, the generation that serving uses."""
 
+import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final, Literal
@@ -12,6 +13,7 @@ from pinrec.bundle import Bundle
 from pinrec.config import GenerationConfig, ModelConfig, TrainingConfig
 from pinrec.generation import embed, generate
 from pinrec.history import ROW, History
+from pinrec.index import ItemIndex
 from pinrec.items import Catalogue, Item
 from pinrec.measures import Rows
 from pinrec.popularity import Popularity
@@ -19,6 +21,7 @@ from pinrec.protocols import Cases, Split, UserLog
 from pinrec.requests import GenerationRequest
 from pinrec.training import Learner, Schedule
 
+_CPU: Final = torch.device("cpu")
 MOST: Final = 512  # places of the longest list that a comparison asks for
 
 
@@ -92,10 +95,15 @@ class PinRec:
 
     @property
     def bundle(self) -> Bundle:
-        """What serving would be given now."""
+        """What serving would be given now, on the CPU, where serving is; with an index that misses nothing."""
         if self._bundle is None:
             log = self._split.log
-            self._bundle = Bundle.of(self.learner.served(), log.catalogue, self._popularity, mode=self._generation.mode)
+            with _CPU:
+                model = copy.deepcopy(self.learner.served()).to(_CPU)
+                made = Bundle.of(model, log.catalogue, self._popularity, mode=self._generation.mode)
+                # Models are compared, not indices.
+                exact = ItemIndex.build(made.table[:], exact_below=len(log.catalogue) + 1)
+                self._bundle = replace(made, index=exact)
         return self._bundle
 
     @cached_property
@@ -125,14 +133,16 @@ class PinRec:
     def ranked(self, cases: Cases, k: int) -> Rows:
         """See `Retriever`: the list that serving would answer with."""
         lists = np.full((len(cases), k), -1, np.int64)
-        made = generate(self.bundle, self.requests(cases, min(k, len(self.bundle.catalogue))), self._generation)
+        with _CPU:
+            made = generate(self.bundle, self.requests(cases, min(k, len(self.bundle.catalogue))), self._generation)
         for row, found in zip(lists, made, strict=True):
             row[: len(found)] = [candidate.row for candidate in found]
         return lists
 
     def generated(self, cases: Cases, embeddings: int, k: int) -> Rows:
         """See `Retriever`: the k best unseen items of each embedding, before lists are made of them."""
-        e_BED = embed(self.bundle, self.requests(cases, k), self._generation).e_BED
+        with _CPU:
+            e_BED = embed(self.bundle, self.requests(cases, k), self._generation).e_BED
         if e_BED.shape[1] != embeddings:
             raise ValueError(f"generation: makes {e_BED.shape[1]} embeddings a user, not {embeddings}")
         found = np.full((len(cases), embeddings, k), -1, np.int64)

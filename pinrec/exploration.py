@@ -36,10 +36,8 @@ def _explored(view: View, request: GenerationRequest, listed: list[Candidate], s
     if not wanted:
         return listed
     only = Filter.of(view, request)
-    pool = view.new_rows
-    if only.rows is not None:
-        pool = pool[np.isin(pool, only.rows)]
-    pool = pool[~np.isin(pool, [*only.refused, *(one.row for one in listed)])]
+    pool = only.among(view.new_rows)
+    pool = pool[~np.isin(pool, [one.row for one in listed])]
     rows = rng.permutation(pool)[:wanted].tolist()
     kept = iter(listed)
     tried = iter(rows)

@@ -259,7 +259,7 @@ def _interleaved(candidates: Sequence[Candidate]) -> list[Candidate]:
         groups.setdefault(candidate.outcome, []).append(candidate)
     members = list(groups.values())
     queues = [iter(group) for group in members]
-    return [next(queues[turn]) for turn in turns([len(group) for group in members])]
+    return [next(queues[turn]) for turn in turns(tuple(len(group) for group in members))]
 
 
 @torch.inference_mode()
@@ -341,10 +341,11 @@ def popular(
     """
     view = View(bundle, delta)
     only = Filter.of(view, request)
-    ranked = view.popularity.cold_start(request.surface, len(view), fresh_every)
-    others = np.setdiff1d(np.arange(len(view)), ranked) if len(ranked) < len(view) else ranked[:0]
-    rows = np.concatenate((ranked, others))
-    rows = rows[only.left(view)[rows]][: request.k]
+    rows = only.among(view.popularity.cold_start(request.surface, len(view), fresh_every))[: request.k]
+    if len(rows) < request.k:
+        others = only.left(view)
+        others[rows] = False
+        rows = np.concatenate((rows, np.flatnonzero(others)[: request.k - len(rows)]))
     # The score orders the list and means nothing else: popularity and newness share no scale.
     return [Candidate(row, view.item_id(row), 1 / (1 + at)) for at, row in enumerate(rows.tolist())]
 

@@ -12,11 +12,13 @@ import numpy as np
 
 from pinrec.exact import Rows, inner_products, perturbed_rows, recall
 
-EXACT_BELOW: Final = 200_000
-"""Up to this many items an exact scan answers in a few milliseconds, so no graph is built."""
+EXACT_BELOW: Final = 10_000
+"""Below so many items an exact scan for all embeddings of a list takes less time than the rest of the list."""
 RECALL_GOAL: Final = 0.98
 _TIE: Final = 1e-5  # FAISS adds up in another order
 _TRAINED_PER_LIST: Final = 64
+_LEAST_PER_LIST: Final = 39  # what FAISS wants at least to find a centroid
+_MOST_VISITED: Final = 1 / 8  # share of the lists beyond which a scan of everything, in blocks, is as fast
 
 
 def use_threads(threads: int) -> None:
@@ -37,13 +39,12 @@ class IndexReport:
     """What was built.
 
     Attributes:
-        kind: ivf_hnsw is of bundles that were made before an IVF's centroids were searched exactly.
         nprobe: lists visited by a search; 0 = all there is.
         recall: recall@100 against the exact scan.
         trained_nprobe: lists visited when the centroids were found.
     """
 
-    kind: Literal["exact", "ivf", "ivf_hnsw"]
+    kind: Literal["exact", "ivf"]
     nprobe: int
     recall: float
     trained_nprobe: int = 0
@@ -67,7 +68,8 @@ class ItemIndex:
     ) -> "ItemIndex":
         """An exact index below `exact_below` items, else IVF.
 
-        Of IVF the number of lists visited is doubled until recall@100 on perturbed rows reaches `recall_goal`.
+        Of IVF the number of lists visited is doubled until recall@100 on perturbed rows reaches `recall_goal`. Vectors
+        without any neighbourhoods, as of weights hardly trained, would need nearly all lists: their index is exact too.
         Centroids, and finding each row's own, are nearly all of the cost: both are taken over from an older index as
         long as that reaches the goal with at most twice the lists visited that its centroids began with.
 
@@ -78,10 +80,8 @@ class ItemIndex:
         """
         items, width = table_ND.shape
         if items < exact_below:
-            flat = faiss.IndexFlatIP(width)
-            flat.add(table_ND)
-            return cls(flat, IndexReport("exact", 0, 1.0))
-        lists = max(1, round(4 * items**0.5))
+            return cls._exact(table_ND)
+        lists = max(1, min(round(4 * items**0.5), items // _LEAST_PER_LIST))
         if like is not None and stays_N is not None and like._serves_as_model(lists, width):
             for kept_N in (stays_N, np.full(items, -1)):
                 index, trained = like._followed_by(table_ND, kept_N), like._trained_nprobe
@@ -97,11 +97,19 @@ class ItemIndex:
         ivf.train(table_ND[np.sort(rows)])
         ivf.add(table_ND)
         index = cls(ivf)
-        ivf.nprobe = min(8, lists)
-        while (recall := index.recall(table_ND)) < recall_goal and ivf.nprobe < lists:
-            ivf.nprobe = min(2 * ivf.nprobe, lists)
+        ivf.nprobe, most = min(8, lists), max(8, round(_MOST_VISITED * lists))
+        while (recall := index.recall(table_ND)) < recall_goal:
+            if ivf.nprobe >= most:
+                return cls._exact(table_ND)
+            ivf.nprobe = min(2 * ivf.nprobe, most)
         index.report = IndexReport("ivf", ivf.nprobe, recall, ivf.nprobe)
         return index
+
+    @classmethod
+    def _exact(cls, table_ND: np.ndarray) -> "ItemIndex":
+        flat = faiss.IndexFlatIP(table_ND.shape[1])
+        flat.add(table_ND)
+        return cls(flat, IndexReport("exact", 0, 1.0))
 
     @property
     def has_lists(self) -> bool:
@@ -113,10 +121,8 @@ class ItemIndex:
         return self.report.trained_nprobe if self.report is not None else self._index.nprobe
 
     def _serves_as_model(self, lists: int, width: int) -> bool:
-        """Whether it is such an IVF as is built now, with about as many lists."""
-        if not self.has_lists or not isinstance(faiss.downcast_index(self._index.quantizer), faiss.IndexFlat):
-            return False
-        return self.width == width and lists / 2 <= int(self._index.nlist) <= 2 * lists
+        """Whether it has about as many lists as an index that is built now."""
+        return self.has_lists and self.width == width and lists / 2 <= self._index.nlist <= 2 * lists
 
     def _followed_by(self, table_ND: np.ndarray, stays_N: np.ndarray) -> "ItemIndex":
         """An IVF with this one's centroids over another table; see `build`."""

@@ -25,7 +25,7 @@ UNKNOWN = -1  # the action of a candidate, which nobody has met yet, or of an ev
 
 def as_int64(hashes: NDArray[np.uint64]) -> Tensor:
     """The bits of 64-bit hashes as int64, which is all torch can hold."""
-    return torch.from_numpy(np.ascontiguousarray(hashes, np.uint64).view(np.int64))
+    return torch.as_tensor(np.ascontiguousarray(hashes, np.uint64).view(np.int64))
 
 
 def previous_timestamps(timestamp_BL: Tensor) -> Tensor:
@@ -46,6 +46,9 @@ class PinRecModel(nn.Module):
         self.config, self.vocabulary = config, vocabulary
         self.tower = ItemTower(config, ids)
         self.item_in = nn.Linear(config.width, config.width)
+        if config.tower == "residual":  # what is predicted begins in the space of what was met
+            nn.init.eye_(self.item_in.weight)
+            nn.init.zeros_(self.item_in.bias)
         self.action = nn.Embedding(len(vocabulary.actions), config.width)
         self.surface = nn.Embedding(len(vocabulary.surfaces), config.width)
         for table in (self.action, self.surface):
@@ -88,12 +91,16 @@ class PinRecModel(nn.Module):
         table = np.empty((len(catalogue), self.config.width), np.float32)
         for at in range(0, len(catalogue), chunk):
             rows = slice(at, at + chunk)
-            table[rows] = self.item_vectors(
-                as_int64(catalogue.hashes[rows]),
-                torch.from_numpy(catalogue.bags[rows]),
-                torch.from_numpy(catalogue.content[rows]),
-                torch.from_numpy(catalogue.has_content[rows]),
-            ).numpy()
+            table[rows] = (
+                self.item_vectors(
+                    as_int64(catalogue.hashes[rows]),
+                    torch.as_tensor(catalogue.bags[rows]),
+                    torch.as_tensor(catalogue.content[rows]),
+                    torch.as_tensor(catalogue.has_content[rows]),
+                )
+                .cpu()
+                .numpy()
+            )
         return table
 
     def tokens(

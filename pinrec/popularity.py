@@ -1,6 +1,7 @@
 """What is popular now, by surface: the baseline of every evaluation, and the answer to users nothing is known of."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final, Self
 
@@ -58,11 +59,21 @@ class Popularity:
 
     def cold_start(self, surface: int | None, k: int, fresh_every: int = 5) -> NDArray[np.int64]:
         """At most k rows for a user nothing is known of: popular ones, every `fresh_every`-th a new item."""
-        popular, fresh = self.top(surface, k), self.newest[: -(-k // fresh_every)]
+        known = self._cold_starts.get((surface, fresh_every))
+        if known is None:
+            known = self._cold_starts[surface, fresh_every] = self._cold_start(surface, fresh_every)
+        return known[:k]
+
+    @cached_property
+    def _cold_starts(self) -> dict[tuple[int | None, int], NDArray[np.int64]]:
+        return {}
+
+    def _cold_start(self, surface: int | None, fresh_every: int) -> NDArray[np.int64]:
+        popular, fresh = self.top(surface, 2 * DEPTH), self.newest
         # A new item stands behind every fresh_every - 1 popular ones.
         between = (fresh_every - 1) * np.arange(1.0, len(fresh) + 1) - 0.5
         places = np.concatenate((np.arange(len(popular), dtype=float), between))
-        return _distinct(np.concatenate((popular, fresh))[np.argsort(places, kind="stable")])[:k]
+        return _distinct(np.concatenate((popular, fresh))[np.argsort(places, kind="stable")])
 
     def save(self, folder: Path) -> None:
         """Write `popularity.safetensors` into `folder`."""

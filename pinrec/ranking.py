@@ -123,13 +123,13 @@ def ranking_loss(
     at_BC = np.clip(exposures.start[which_BC] - lo[:, None], 0, item_BLD.shape[1] - 1)
     length_BC = np.clip(exposures.seen[which_BC] - lo[:, None], 0, (hi - lo)[:, None])
     logit_BCO = model.rank(
-        item_BLD[torch.arange(len(lo))[:, None], torch.from_numpy(at_BC)],
-        torch.from_numpy(exposures.surface[which_BC]),
-        torch.from_numpy(exposures.timestamp[which_BC]),
-        torch.from_numpy(exposures.previous[which_BC]),
+        item_BLD[torch.arange(len(lo))[:, None], torch.as_tensor(at_BC)],
+        torch.as_tensor(exposures.surface[which_BC]),
+        torch.as_tensor(exposures.timestamp[which_BC]),
+        torch.as_tensor(exposures.previous[which_BC]),
         cache,
-        torch.from_numpy(length_BC),
+        torch.as_tensor(length_BC),
     )
-    met_NO = torch.from_numpy(exposures.met[which_BC[real_BC]]).float()
-    lost = F.binary_cross_entropy_with_logits(logit_BCO[torch.from_numpy(real_BC)], met_NO, reduction="sum")
+    met_NO = torch.as_tensor(exposures.met[which_BC[real_BC]]).float()
+    lost = F.binary_cross_entropy_with_logits(logit_BCO[torch.as_tensor(real_BC)], met_NO, reduction="sum")
     return lost / total

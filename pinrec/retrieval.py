@@ -1,12 +1,13 @@
 """From embeddings to lists: search, filter, and share the places out.
 
 Shape suffixes: B requests, E embeddings of a request in generation order (step, then outcome, then offset), Q
-embeddings that are searched, A outcomes of a request, K results of a search, D width, N items.
+embeddings that are searched, K results of a search, D width, N items.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -15,6 +16,7 @@ from pinrec.budget import compress
 from pinrec.config import GenerationConfig
 from pinrec.delta import Delta, View
 from pinrec.hashing import hash_id
+from pinrec.pooling import Found, pooled
 from pinrec.requests import ANY, Candidate, GenerationRequest
 
 if TYPE_CHECKING:
@@ -47,35 +49,55 @@ class Filter:
     """What one request refuses.
 
     Attributes:
-        refused: rows that must not come back.
+        refused: int64, rows that must not come back.
         rows: the only rows that may, sorted; None = all.
     """
 
-    refused: frozenset[int]
+    refused: np.ndarray
     rows: np.ndarray | None
 
     @classmethod
     def of(cls, view: View, request: GenerationRequest) -> "Filter":
         """That of a request."""
-        hashes = [hash_id(item_id) for item_id in request.exclude]
-        if request.context_item is not None:
-            hashes.append(hash_id(request.context_item))
-        if request.exclude_seen and request.history:
-            events = request.history.rows
-            hashes += events["item_hash"][events["is_query"] == 0].tolist()
-        refused = view.rows(np.array(hashes, np.uint64)).tolist() if hashes else ()
-        rows = view.category_rows(request.categories) if request.categories else None
-        return cls(frozenset(refused) - {ANY}, rows)
+        return cls.of_all(view, [request])[0]
+
+    @classmethod
+    def of_all(cls, view: View, requests: Sequence[GenerationRequest]) -> "list[Filter]":
+        """Those of a batch."""
+        hashes = [_refused(request) for request in requests]
+        row = view.rows(np.concatenate(hashes))
+        ends = np.cumsum([len(mine) for mine in hashes])
+        return [
+            cls(mine[mine != ANY], view.category_rows(request.categories) if request.categories else None)
+            for mine, request in zip(np.split(row, ends[:-1]), requests, strict=True)
+        ]
+
+    def among(self, rows: np.ndarray) -> np.ndarray:
+        """Those of some rows that may come back, in their order; none of them may be gone from the catalogue."""
+        may = ~np.isin(rows, self.refused)
+        return rows[may if self.rows is None else may & np.isin(rows, self.rows)]
 
     def left(self, view: View) -> np.ndarray:
         """bool[len(view)]: which rows may come back."""
         left = np.full(len(view), self.rows is None)
         if self.rows is not None:
             left[self.rows] = True
-        if self.refused:
-            left[list(self.refused)] = False
+        left[self.refused] = False
         view.exclude_gone(left)
         return left
+
+
+def _refused(request: GenerationRequest) -> np.ndarray:
+    """uint64, hashes of the items that a request refuses."""
+    named = [hash_id(item_id) for item_id in request.exclude]
+    if request.context_item is not None:
+        named.append(hash_id(request.context_item))
+    hashes = np.array(named, np.uint64)
+    if not (request.exclude_seen and request.history):
+        return hashes
+    events = request.history.rows
+    seen = events["item_hash"][events["is_query"] == 0]
+    return np.concatenate((seen, hashes)) if named else seen
 
 
 def retrieve(
@@ -102,8 +124,8 @@ def pools(
     answered by an exact scan of what its filters leave: so is, at once, one whose categories hold few items.
     """
     slots_BE = compress(embeddings.e_BED, embeddings.outcome_BE, embeddings.slots_BE, config.compression)
-    filters = [Filter.of(view, request) for request in requests]
-    found: list[list[Candidate]] = [[] for _ in requests]
+    filters = Filter.of_all(view, requests)
+    lists: list[list[Candidate]] = [[] for _ in requests]
     few = max(_SCANNED_ROWS, int(_SCANNED_SHARE * len(view)))
     scanned = {b for b, only in enumerate(filters) if only.rows is not None and len(only.rows) <= few}
     pending = [b for b in range(len(requests)) if b not in scanned]
@@ -112,123 +134,86 @@ def pools(
         fetch = min(fetch, len(view))
         row_Q, at_Q = np.nonzero(slots_BE[pending])
         request_Q = np.array(pending)[row_Q]
-        score_QK, item_QK = view.search(embeddings.e_BED[request_Q, at_Q], fetch)
-        start = np.searchsorted(row_Q, np.arange(len(pending) + 1))
-        short = []
-        for i, b in enumerate(pending):
-            mine = slice(start[i], start[i + 1])
-            aims = _Aims.of(view, embeddings, b, at_Q[mine], slots_BE[b], score_QK[mine], item_QK[mine])
-            taken = _fill(aims, filters[b], view, depth)
-            if len(taken) < requests[b].k:
-                short.append(b)
-            else:
-                found[b] = _candidates(view, embeddings, b, taken)
+        found = Found(request_Q, at_Q, *view.search(embeddings.e_BED[request_Q, at_Q], fetch))
+        made = _filled(view, requests, embeddings, slots_BE, found, filters, depth)
+        lists = [made.get(b, listed) for b, listed in enumerate(lists)]
+        short = [b for b in pending if len(lists[b]) < requests[b].k]
         if fetch >= min(len(view), _DEEPEST):
             scanned.update(short)
             break
         pending, fetch = short, 2 * fetch
     for b in scanned:
         at_Q = np.nonzero(slots_BE[b])[0]
-        score_QK, item_QK = _scan(view, filters[b], embeddings.e_BED[b, at_Q], depth * requests[b].k)
-        aims = _Aims.of(view, embeddings, b, at_Q, slots_BE[b], score_QK, item_QK)
-        taken = _fill(aims, filters[b], view, depth)
-        found[b] = _candidates(view, embeddings, b, taken)
-    return found
+        scored = _scan(view, filters[b], embeddings.e_BED[b, at_Q], depth * requests[b].k)
+        found = Found(np.full(len(at_Q), b), at_Q, *scored)
+        lists[b] = _filled(view, requests, embeddings, slots_BE, found, filters, depth)[b]
+    return lists
 
 
-@dataclass(frozen=True, slots=True)
-class _Aims:
-    """What the search found for each of a request's A outcomes (or for none), and how many places each has.
-
-    Attributes:
-        places_A: int64, places of each outcome.
-        item_AK: rows found, -1 behind the last.
-        score_AK: how well each fits the outcome's embeddings together (`of`).
-        at_AK: the embedding that fits it best, in generation order.
-    """
-
-    places_A: np.ndarray
-    item_AK: np.ndarray
-    score_AK: np.ndarray
-    at_AK: np.ndarray
-
-    @classmethod
-    def of(
-        cls,
-        view: View,
-        embeddings: Embeddings,
-        b: int,
-        at_Q: np.ndarray,
-        slots_E: np.ndarray,
-        score_QK: np.ndarray,
-        item_QK: np.ndarray,
-    ) -> "_Aims":
-        """Pool what each outcome's embeddings found, and score it by all of them.
-
-        The embeddings of an outcome differ in step and time offset: each predicts what comes then. With the temperature
-        t and weights w_e by their places, an item's score is t log sum_e w_e exp(<e, x> / t): a soft maximum of the
-        inner products, and the inner product of a lone embedding.
-        """
-        outcome_Q = embeddings.outcome_BE[b, at_Q]
-        groups = [np.nonzero(outcome_Q == outcome)[0] for outcome in dict.fromkeys(outcome_Q.tolist())]
-        temperature = float(view.bundle.model.temperature)
-        rows, scores, best = [], [], []
-        for group in groups:
-            if len(group) == 1:
-                rows.append(item_QK[group[0]])
-                scores.append(score_QK[group[0]])
-                best.append(np.full(len(rows[-1]), at_Q[group[0]]))
-                continue
-            row_K = np.unique(item_QK[group])
-            row_K = row_K[row_K != ANY]
-            weight_G = slots_E[at_Q[group]] / slots_E[at_Q[group]].sum()
-            fit_GK = embeddings.e_BED[b, at_Q[group]] @ view.vectors(row_K).T
-            top_K = fit_GK.max(0)
-            mean_K = weight_G @ np.exp((fit_GK - top_K) / temperature)
-            rows.append(row_K)
-            scores.append(top_K + temperature * np.log(mean_K))
-            best.append(at_Q[group[fit_GK.argmax(0)]])
-        shape = len(groups), max((len(row_K) for row_K in rows), default=0)
-        item_AK, score_AK, at_AK = np.full(shape, ANY), np.full(shape, -np.inf), np.zeros(shape, np.int64)
-        for a, (row_K, score_K, at_K) in enumerate(zip(rows, scores, best, strict=True)):
-            item_AK[a, : len(row_K)], score_AK[a, : len(row_K)], at_AK[a, : len(row_K)] = row_K, score_K, at_K
-        places_A = np.array([slots_E[at_Q[group]].sum() for group in groups], np.int64)
-        return cls(places_A, item_AK, score_AK, at_AK)
+def _filled(
+    view: View,
+    requests: Sequence[GenerationRequest],
+    embeddings: Embeddings,
+    slots_BE: np.ndarray,
+    found: Found,
+    filters: Sequence[Filter],
+    depth: int,
+) -> dict[int, list[Candidate]]:
+    """The lists of all requests that were searched for, as far as what was found fills them; by request."""
+    pools = pooled(view, embeddings.e_BED, embeddings.outcome_BE, slots_BE, found)
+    asked = list(dict.fromkeys(pools.request_G.tolist()))
+    pools = pools.without(
+        np.repeat(asked, [len(filters[b].refused) for b in asked]), np.concatenate([filters[b].refused for b in asked])
+    )
+    for b in asked:
+        if filters[b].rows is not None:
+            pools = pools.only(b, filters[b].left(view))
+    # An outcome whose best are all taken by the others has to look no deeper than all places together.
+    best = pools.best(depth * max(requests[b].k for b in asked))
+    start = np.searchsorted(best.request_G, asked).tolist()
+    places, rows, scores, at = (array.tolist() for array in (best.places_G, best.item_GM, best.score_GM, best.at_GM))
+    lists = {}
+    for b, lo, hi in zip(asked, start, [*start[1:], len(places)], strict=True):
+        taken = _fill(rows[lo:hi], places[lo:hi], depth)
+        lists[b] = _candidates(
+            view, embeddings, b, [(at[lo + aim][i], rows[lo + aim][i], scores[lo + aim][i]) for aim, i in taken]
+        )
+    return lists
 
 
-def _fill(aims: _Aims, only: Filter, view: View, depth: int) -> list[tuple[int, int, float]]:
-    """(embedding, row, score): outcomes take turns by their places, and each takes the best item that is left for it.
+def _fill(queues: Sequence[Sequence[int]], places: Sequence[int], depth: int) -> list[tuple[int, int]]:
+    """(outcome, place in its queue): outcomes take turns by their places, and each takes the best that is left for it.
 
     Taking turns matters where outcomes want the same items: by score alone, one of them would take all of the best and
     leave the other what nobody wants. Once every place is filled, each outcome takes `depth` - 1 further items for
     each of its places.
+
+    Args:
+        queues: rows of each outcome, best first; ANY behind the last.
     """
-    gone = {ANY, *only.refused}
-    left = only.left(view) if only.rows is not None else None
-    queues = []
-    for item_K, score_K, at_K in zip(aims.item_AK, aims.score_AK, aims.at_AK, strict=True):
-        order = np.argsort(-score_K, kind="stable")
-        if left is not None:
-            order = order[left[item_K[order]]]
-        queues.append(zip(at_K[order].tolist(), item_K[order].tolist(), score_K[order].tolist(), strict=True))
-    taken: list[tuple[int, int, float]] = []
+    gone, next_ = {ANY}, [0] * len(queues)
+    taken: list[tuple[int, int]] = []
     for more in (1, depth - 1):
-        for aim in turns((more * aims.places_A).tolist()):
-            found = next((found for found in queues[aim] if found[1] not in gone), None)
-            if found is None:
+        for aim in turns(tuple(more * n for n in places)):
+            queue, i = queues[aim], next_[aim]
+            while i < len(queue) and queue[i] in gone:
+                i += 1
+            if i == len(queue):
                 return taken
-            gone.add(found[1])
-            taken.append(found)
+            gone.add(queue[i])
+            taken.append((aim, i))
+            next_[aim] = i + 1
     return taken
 
 
-def turns(places: Sequence[int]) -> list[int]:
+@lru_cache(maxsize=1_024)
+def turns(places: tuple[int, ...]) -> tuple[int, ...]:
     """Which of the outcomes is next, for all of their places: any head of the list holds each one's share, within one.
 
     The j-th of an outcome's n stands at (j + 1/2) / n of the list.
     """
     at = [((j + 0.5) / n, -n, aim) for aim, n in enumerate(places) for j in range(n)]
-    return [aim for _, _, aim in sorted(at)]
+    return tuple(aim for _, _, aim in sorted(at))
 
 
 def _scan(view: View, only: Filter, q_QD: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
@@ -244,18 +229,12 @@ def _scan(view: View, only: Filter, q_QD: np.ndarray, depth: int) -> tuple[np.nd
 
 
 def _candidates(view: View, embeddings: Embeddings, b: int, taken: Sequence[tuple[int, int, float]]) -> list[Candidate]:
-    """What one request's places were filled with, and why, in the same order."""
-    named = []
-    for at, row, score in taken:
-        outcome, offset_s = int(embeddings.outcome_BE[b, at]), float(embeddings.offset_E[at])
-        named.append(
-            Candidate(
-                row=row,
-                item_id=view.item_id(row),
-                score=score,
-                outcome=None if outcome == ANY else view.bundle.vocabulary.actions[outcome].name,
-                offset_s=None if math.isnan(offset_s) else offset_s,
-                step=int(embeddings.step_E[at]),
-            )
+    """What one request's places were filled with, (embedding, row, score), and why, in the same order."""
+    actions, outcome_E = view.bundle.vocabulary.actions, embeddings.outcome_BE[b].tolist()
+    aims = [
+        (None if outcome == ANY else actions[outcome].name, None if math.isnan(offset_s) else offset_s, step)
+        for outcome, offset_s, step in zip(
+            outcome_E, embeddings.offset_E.tolist(), embeddings.step_E.tolist(), strict=True
         )
-    return named
+    ]
+    return [Candidate(row, view.item_id(row), score, *aims[at]) for at, row, score in taken]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from pinrec.hashing import hash_id
+from pinrec.versions import version_number
 
 _RANGE: Final = 2.0**64
 
@@ -15,7 +16,7 @@ def version_for(user_id: str, shares: Mapping[str, float]) -> str | None:
     own share grows, as long as no version of a lower number joins.
     """
     at = hash_id(f"split {user_id}") / _RANGE
-    for version in sorted(shares):
+    for version in sorted(shares, key=version_number):
         if at < shares[version]:
             return version
         at -= shares[version]

@@ -34,16 +34,16 @@ class Subjects:
             bags[row] = query_bag(text, config)
         self.hashes: NDArray[np.uint64] = np.concatenate((catalogue.hashes, unknown))
         self._hash = as_int64(self.hashes)
-        self._bag = torch.from_numpy(bags)
+        self._bag = torch.as_tensor(bags)
         self._content = torch.zeros(self.items, config.content_width)
-        self._content[: len(catalogue)] = torch.from_numpy(catalogue.content)
+        self._content[: len(catalogue)] = torch.as_tensor(catalogue.content)
         self._has_content = torch.zeros(self.items, dtype=torch.bool)
-        self._has_content[: len(catalogue)] = torch.from_numpy(catalogue.has_content)
+        self._has_content[: len(catalogue)] = torch.as_tensor(catalogue.has_content)
 
     def vectors(self, model: PinRecModel, subjects: NDArray[np.int64]) -> Tensor:
         """Vectors of ascending `subjects` [n], float32[n, D]."""
         cut = int(np.searchsorted(subjects, self.items))
-        items, queries = torch.from_numpy(subjects[:cut]), torch.from_numpy(subjects[cut:])
+        items, queries = torch.as_tensor(subjects[:cut]), torch.as_tensor(subjects[cut:])
         vectors = model.item_vectors(
             self._hash[items], self._bag[items], self._content[items], self._has_content[items]
         )

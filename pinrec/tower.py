@@ -62,6 +62,10 @@ def id_tables_shape(config: ModelConfig) -> tuple[int, int]:
 class ItemTower(nn.Module):
     """[content, mean of the feature bag, ID embedding] -> MLP -> L2. A query has a learned null in the ID's place.
 
+    A residual tower adds the MLP to a linear map of the ID embedding, and begins with that alone: items then lie apart
+    from the first step on, where an MLP's biases put all of them close together. Tokens begin as the items' own vectors
+    with it (`PinRecModel`).
+
     Args:
         config: sizes.
         ids: tables of the ID embedding that are there already, float32 `id_tables_shape`; None = new ones.
@@ -76,9 +80,14 @@ class ItemTower(nn.Module):
         with torch.no_grad():
             self.bag.weight[0].zero_()
         inputs = config.content_width + config.bag_width + config.id_width
-        self.mlp = nn.Sequential(
-            nn.Linear(inputs, 2 * config.width), nn.GELU(), nn.Linear(2 * config.width, config.width)
-        )
+        last = nn.Linear(2 * config.width, config.width)
+        self.mlp = nn.Sequential(nn.Linear(inputs, 2 * config.width), nn.GELU(), last)
+        self.skip: nn.Linear | None = None
+        if config.tower == "residual":
+            self.skip = nn.Linear(config.id_width, config.width, bias=False)
+            nn.init.orthogonal_(self.skip.weight)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def forward(self, hash_N: Tensor | None, bag_NK: Tensor, content_NC: Tensor, has_content_N: Tensor) -> Tensor:
         """L2-normalised vectors, float32[N, D]; `hash_N` is None for queries."""
@@ -86,4 +95,5 @@ class ItemTower(nn.Module):
         id_NI = self.query.expand(n, -1) if hash_N is None else self.ids(hash_N)
         content_NC = F.normalize(content_NC, dim=-1) * has_content_N[:, None]
         features = torch.cat((content_NC, self.bag(bag_NK), id_NI), 1)
-        return F.normalize(self.mlp(features), dim=-1)
+        made = self.mlp(features)
+        return F.normalize(made if self.skip is None else made + self.skip(id_NI), dim=-1)

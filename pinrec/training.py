@@ -143,8 +143,9 @@ class Learner:
                     progress(done + 1, steps, loss)
         self.model.eval()
         self.fits += bool(losses)
-        tail = losses[-max(1, len(losses) // 10) :]
-        mean = float(np.nanmean(tail)) if tail else float("nan")
+        tail = np.array(losses[-max(1, len(losses) // 10) :])
+        told = tail[np.isfinite(tail)]  # a batch may hold nothing to predict
+        mean = float(told.mean()) if len(told) else float("nan")
         return FitResult(len(losses), inputs, predictions, mean, time.perf_counter() - began)
 
     def _tuned_surfaces(self) -> NDArray[np.bool_] | None:
@@ -270,22 +271,22 @@ class Learner:
         )
         vectors_UD = data.subjects.vectors(model, used[used >= 0])
         input_BL, positive_MA, negative_MR, pool_P = torch.split(
-            torch.from_numpy(codes - int(used[0] < 0)), [*(positions.size for positions in parts), len(pool.subject)]
+            torch.as_tensor(codes - int(used[0] < 0)), [*(positions.size for positions in parts), len(pool.subject)]
         )
-        timestamp_BL = torch.from_numpy(windows.timestamp[part.position_BL])
+        timestamp_BL = torch.as_tensor(windows.timestamp[part.position_BL])
         item_BLD = vectors_UD[input_BL].view(*part.position_BL.shape, -1)
         x_BLD = model.tokens(
             item_BLD,
-            torch.from_numpy(part.action_BL),
-            torch.from_numpy(data.surface_of[part.position_BL]),
+            torch.as_tensor(part.action_BL),
+            torch.as_tensor(data.surface_of[part.position_BL]),
             timestamp_BL,
             previous_timestamps(timestamp_BL),
         )
-        length_B = torch.from_numpy(part.hi - part.lo)
+        length_B = torch.as_tensor(part.hi - part.lo)
         h_BLD, cache = (model(x_BLD), None) if data.exposures is None else model.prefill(x_BLD, length_B)
         loss = torch.zeros(())
         if len(aims.target):
-            h_MD = h_BLD[torch.from_numpy(part.real_BL)][torch.from_numpy(aims.asked)]
+            h_MD = h_BLD.flatten(0, 1)[torch.as_tensor(np.flatnonzero(part.real_BL)[aims.asked])]
             e_MD = self._predict(
                 part.dropped_CM, h_MD, windows.action[aims.target], data.surface_of[aims.target], offset_s
             )
@@ -358,9 +359,9 @@ class Learner:
         offset_s = np.where(everything | drop_offset | (self.mode == "outcome"), -1.0, offset_s)
         return self.model.head(
             h_MD,
-            torch.from_numpy(outcome)[:, None],
-            torch.from_numpy(surface)[:, None],
-            torch.from_numpy(offset_s.astype(np.float32))[:, None],
+            torch.as_tensor(outcome)[:, None],
+            torch.as_tensor(surface)[:, None],
+            torch.as_tensor(offset_s.astype(np.float32))[:, None],
         )[:, 0]
 
     def _pool(self, data: "_StepData", rng: np.random.Generator, target_M: Indices) -> "_Pool":
@@ -383,10 +384,10 @@ class Learner:
             expected_uniform = training.uniform_negatives / items
         pool, counts = np.unique(np.concatenate(drawn), return_counts=True)
         if not training.log_q:
-            return _Pool(pool, torch.from_numpy(np.log(counts).astype(np.float32)))
+            return _Pool(pool, torch.as_tensor(np.log(counts).astype(np.float32)))
         expected = in_batch * self.sketch.frequency(data.subjects.hashes[pool])
         expected += np.where(pool < items, expected_uniform, 0.0)
-        return _Pool(pool, torch.from_numpy(np.log(counts / expected).astype(np.float32)))
+        return _Pool(pool, torch.as_tensor(np.log(counts / expected).astype(np.float32)))
 
     def served(self) -> PinRecModel:
         """The model with the weights to serve: the running average where one is kept."""
@@ -403,7 +404,7 @@ class Learner:
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 state[f"optimizer.{name}.{key}"] = value.detach().clone()
         state |= {f"average.{name}": value.clone() for name, value in self.average.items()}
-        state["sketch.counts"] = torch.from_numpy(self.sketch.counts.copy())
+        state["sketch.counts"] = torch.as_tensor(self.sketch.counts.copy())
         state["sketch.total"] = torch.tensor(self.sketch.total, dtype=torch.float64)
         state["progress"] = torch.tensor([self.step, self.fits])
         return state
@@ -423,10 +424,10 @@ class Learner:
             prefix = f"optimizer.{name}."
             moments = {key.removeprefix(prefix): v.clone() for key, v in state.items() if key.startswith(prefix)}
             if moments:
-                self.optimizer.state[parameter] = moments
-        for name in self.average:
-            self.average[name] = state.get(f"average.{name}", weights[name]).clone()
-        self.sketch.counts = state["sketch.counts"].numpy().copy()
+                self.optimizer.state[parameter] = {name: v.to(parameter.device) for name, v in moments.items()}
+        for name, kept in self.average.items():
+            self.average[name] = state.get(f"average.{name}", weights[name]).to(kept.device, copy=True)
+        self.sketch.counts = state["sketch.counts"].cpu().numpy().copy()
         self.sketch.total = float(state["sketch.total"])
         self.step, self.fits = state["progress"].tolist()
 

@@ -427,7 +427,7 @@ def _mendable() -> tuple[type[BaseException], ...]:
     from pydantic import ValidationError
 
     from pinrec.protocols import ProtocolError
-    from pinrec.registry import RegistryError
+    from pinrec.versions import RegistryError
     from serving.client import ClientError
     from serving.cluster import DeployError
     from serving.problems import Problem

@@ -14,7 +14,8 @@ import torch
 from pinrec.bundle import Bundle
 from pinrec.config import Vocabulary
 from pinrec.index import use_threads
-from pinrec.registry import Registry, RegistryError
+from pinrec.registry import Registry
+from pinrec.versions import RegistryError
 from serving.answers import Answerer, Outcome
 from serving.api import Context, HistoryItem, Models, RecommendationRequest, SimilarItems, UserHistory
 from serving.config import AppSettings
@@ -66,11 +67,13 @@ class Engine:
         self._live = LiveBundle(self._registry, settings.vocabulary, settings.pinned_version, self._warm)
         self._split = Split(
             settings.serving.split,
-            lambda version: LiveBundle(self._registry, settings.vocabulary, version, self._rehearse),
+            lambda version: LiveBundle(self._registry, settings.vocabulary, version, self._rehearse, revocable=True),
             self._answerer_of,
         )
         self._generator = ThreadPoolExecutor(1, "generate")
         self._sender = ThreadPoolExecutor(1, "publish")
+        # Of its own: calls that a slow registry holds up must not take the threads that others need.
+        self._librarian = ThreadPoolExecutor(2, "registry")
         self._publisher: EventPublisher | None = None
         self._scheduler = Scheduler[RecommendationRequest, Outcome](
             self._work,
@@ -140,7 +143,7 @@ class Engine:
         """The versions in the registry, newest first; a Problem where it cannot be read."""
         try:
             return await asyncio.get_running_loop().run_in_executor(
-                None, models_of, self._registry, self._settings.pinned_version
+                self._librarian, models_of, self._registry, self._settings.pinned_version
             )
         except (RegistryError, OSError) as error:
             return Problem(503, str(error), retry_after_s=5)
@@ -156,7 +159,7 @@ class Engine:
     async def _moved(self, move: Callable[..., Any], *args: Any) -> Problem | None:
         registry, pinned = self._registry, self._settings.pinned_version
         try:
-            await asyncio.get_running_loop().run_in_executor(None, move, registry, pinned, *args)
+            await asyncio.get_running_loop().run_in_executor(self._librarian, move, registry, pinned, *args)
         except Problem as problem:
             return problem
         return None

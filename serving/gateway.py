@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+from collections.abc import Awaitable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from threading import Lock
 from typing import Annotated, Any, Final
@@ -14,6 +15,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
+from pinrec.versions import version_number
 from serving import problems
 from serving.affinity import near, partition_of
 from serving.api import (
@@ -32,6 +34,7 @@ from serving.limits import LimitBody
 from serving.metrics import render
 from serving.overview import ask, troubles
 from serving.problems import Problem
+from serving.together import Together
 from serving.tokens import read_token
 from streaming.publisher import Delivery, EventPublisher, PublishError, with_event_id
 from streaming.schema import BadEventError, EventCodec, Id, Recommendation, UserEvent, first_problem
@@ -88,6 +91,7 @@ class Gateway:
         self._recommender, self._ingestor, self._trainer = recommender, ingestor, trainer
         self._codec = EventCodec(settings.vocabulary, settings.ingest.max_future_s)
         self._near_handles: dict[int, DeploymentHandle[Any]] = {}
+        self._togethers: dict[int, Together[RecommendationRequest, bytes | Problem]] = {}
         self._publisher: EventPublisher | None = None
         self._connecting = Lock()
         self._publishing = ThreadPoolExecutor(4, "publish")
@@ -97,8 +101,9 @@ class Gateway:
     )
     async def recommend_http(self, request: RecommendationRequest) -> Response:
         """A list for a user, from the newest known state of their history."""
-        # Serialised once, by pydantic's own writer: FastAPI would validate the answer a second time.
-        return Response((await self.recommend(request)).model_dump_json(), media_type="application/json")
+        # Written once, where it is made: as an object it would cross the handle in three times the time.
+        written = await self._patiently(self._together(request.user_id)(request))
+        return Response(written, media_type="application/json")
 
     async def recommend(self, request: RecommendationRequest) -> Recommendation:
         """A list; for `serve.get_app_handle("pinrec").recommend.remote(request)` as well.
@@ -106,8 +111,7 @@ class Gateway:
         Raises:
             Problem: the request cannot be answered.
         """
-        partition = partition_of(request.user_id, self._settings.kafka.partitions)
-        answer = await self._asked("recommend", request, at=self._near(partition))
+        answer = await self._asked("recommend", request, at=self._near(request.user_id))
         assert isinstance(answer, Recommendation)
         return answer
 
@@ -208,7 +212,7 @@ class Gateway:
             ask(self._recommender), ask(self._ingestor), ask(self._trainer)
         )
         trainer = trainers[0] if trainers else None
-        versions = sorted({r["model_version"] for r in recommenders if r["model_version"]})
+        versions = sorted({r["model_version"] for r in recommenders if r["model_version"]}, key=version_number)
         return Status(
             ready=bool(versions),
             degraded=troubles(self._settings, recommenders, ingestors, trainer),
@@ -250,12 +254,26 @@ class Gateway:
     def check_health(self) -> None:
         """Nothing to check: a gateway keeps no state."""
 
-    def _near(self, partition: int) -> DeploymentHandle[Any]:
+    def _near(self, user_id: str) -> DeploymentHandle[Any]:
         # A handle is not made for nothing; there are as many as partitions.
+        partition = partition_of(user_id, self._settings.kafka.partitions)
         handle = self._near_handles.get(partition)
         if handle is None:
             handle = self._near_handles[partition] = near(self._recommender, partition)
         return handle
+
+    def _together(self, user_id: str) -> Together[RecommendationRequest, bytes | Problem]:
+        partition = partition_of(user_id, self._settings.kafka.partitions)
+        together = self._togethers.get(partition)
+        if together is None:
+            # With a limit of its own: who waits behind a call gives up, the call would hang on.
+            async def ask(requests: list[RecommendationRequest]) -> list[bytes | Problem]:
+                async with asyncio.timeout(_PATIENCE_S):
+                    written: list[bytes | Problem] = await self._near(user_id).recommend_json.remote(requests)
+                return written
+
+            together = self._togethers[partition] = Together(ask)
+        return together
 
     async def _asked(self, method: str, *args: Any, at: DeploymentHandle[Any] | None = None) -> Any:
         """What a Recommender replica answers; the Problem it returns is raised.
@@ -263,9 +281,12 @@ class Gateway:
         Args:
             at: the handle of the replica to ask; None = any.
         """
+        return await self._patiently(getattr(at or self._recommender, method).remote(*args))
+
+    async def _patiently(self, answering: Awaitable[Any]) -> Any:
         try:
             async with asyncio.timeout(_PATIENCE_S):
-                answer = await getattr(at or self._recommender, method).remote(*args)
+                answer = await answering
         except BackPressureError:
             raise Problem(503, "all replicas are busy; try again shortly", retry_after_s=1) from None
         except (TimeoutError, RayActorError):

@@ -145,11 +145,16 @@ class LiveItems:
             return delta
 
     def _let_go(self, needed: Mapping[int, int]) -> None:
-        """Drop what every bundle has: those that are kept, and one that needs all from `needed` on."""
+        """Drop what every bundle has: those that are kept, and one that needs all from `needed` on.
+
+        But for deletions. An older version may come back while Kafka is away, and must not bring back what was deleted.
+        """
         positions = [needed, *(bundle.manifest.items_positions for bundle in list(self._deltas))]
         least = {number: min(each.get(number, 0) for each in positions) for number in needed}
         self._held = {
-            item_id: record for item_id, record in self._held.items() if record.offset >= least.get(record.partition, 0)
+            item_id: record
+            for item_id, record in self._held.items()
+            if record.item is None or record.offset >= least.get(record.partition, 0)
         }
         self._since = least
 

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
+from pinrec.versions import version_number
 from serving.api import Status
 
 METRICS: Final[dict[str, str]] = {
@@ -109,7 +110,7 @@ def _by_version(registry: CollectorRegistry, trainer: dict[str, Any]) -> None:
         for name, meaning in VERSION_METRICS.items()
     }
     outcomes = trainer.get("outcomes", {})
-    for version in sorted(outcomes, key=lambda version: int(version[1:]))[-_VERSIONS:]:
+    for version in sorted(outcomes, key=version_number)[-_VERSIONS:]:
         for name in ("impressions", "engaged"):
             gauges[f"pinrec_version_{name}"].labels(version).set(outcomes[version][name])
     last = trainer.get("last_refused") or {"refusals": ()}

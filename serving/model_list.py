@@ -1,14 +1,8 @@
 """The registry as people read it: the body of /v1/models, and what `pinrec models` does without an application."""
 
-from pinrec.registry import (
-    ForbiddenVersionError,
-    NothingOlderError,
-    Registry,
-    RegistryError,
-    UnknownVersionError,
-    VersionInfo,
-)
+from pinrec.registry import Registry
 from pinrec.verdicts import Refusal
+from pinrec.versions import ForbiddenVersionError, NothingOlderError, RegistryError, UnknownVersionError, VersionInfo
 from serving.api import ModelRefusal, Models, ModelVersion
 from serving.problems import Problem
 from streaming.version_outcomes import Outcomes, outcomes_of

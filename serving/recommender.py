@@ -1,5 +1,6 @@
 """The Recommender deployment: one engine in a replica."""
 
+import asyncio
 from typing import Any, NamedTuple
 
 from ray import serve
@@ -32,6 +33,11 @@ class Recommender:
     async def recommend(self, request: RecommendationRequest) -> Recommendation | Problem:
         """A list."""
         return await self._engine.recommend(request)
+
+    async def recommend_json(self, requests: list[RecommendationRequest]) -> list[bytes | Problem]:
+        """A list for each, as the body of an HTTP answer."""
+        answers = await asyncio.gather(*map(self._engine.recommend, requests))
+        return [answer if isinstance(answer, Problem) else answer.model_dump_json().encode() for answer in answers]
 
     async def generate(self, user_ids: list[str]) -> Generated:
         """Make and publish new lists for users with new events; returns when Kafka has them."""

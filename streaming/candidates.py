@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pinrec.bundle import Bundle, BundleError
@@ -16,6 +17,7 @@ from pinrec.evaluation import prequential
 from pinrec.gate import judge, sample_histories
 from pinrec.registry import Registry
 from pinrec.verdicts import Refusal
+from pinrec.versions import RegistryError
 
 log = logging.getLogger(__name__)
 
@@ -42,24 +44,24 @@ class Candidates:
 
     def offer(
         self, candidate: Bundle, learner: Mapping[str, Tensor], serving: Bundle | None, parent: str | None,
-        events: EventColumns, since_row: int,
+        events: EventColumns, earlier: NDArray[np.int64],
     ) -> Decision:  # fmt: skip
         """Store a candidate and let it serve, or write down why it must not.
 
         Args:
             learner: what training goes on from.
             serving: what it is compared with; None = nothing serves yet.
-            parent: the version it was trained on from.
+            parent: the version it was trained on from; what the registry pointed to then.
             events: in log order.
-            since_row: the first that it was trained on and its parent was not.
+            earlier: rows of those that both it and its parent were trained on, ascending.
 
         Raises:
             RegistryError: the registry cannot be read or written; what serves has not changed.
             BundleError: what was written fails a check; the same.
         """
         if serving is not None:
-            earlier = earlier_recalls(serving, candidate, events, since_row, self._generation.steps)
-            metrics = candidate.manifest.metrics | earlier
+            recalls = earlier_recalls(serving, candidate, events, earlier, self._generation.steps)
+            metrics = candidate.manifest.metrics | recalls
             candidate = replace(candidate, manifest=candidate.manifest.model_copy(update={"metrics": metrics}))
         version = self._registry.publish(candidate, learner, activate=False)
         histories = sample_histories(events, self._limits.users, candidate.config.history)
@@ -68,7 +70,8 @@ class Candidates:
             log.info("%s, passed over: %s", version, sentence)
         if judgement.refusals:
             return self._refuse(judgement.refusals, version)
-        if not self._registry.advance(version, parent) and (verdict := self._registry.verdict(version)) is not None:
+        verdict = self._registry.advance(version, parent)
+        if verdict.state != "passed":
             log.error("candidate %s refused: %s", version, verdict.reason)
             return Decision(version, verdict.refusals)
         return Decision(version, (), judgement.passed_over)
@@ -79,23 +82,27 @@ class Candidates:
         return self._refuse((Refusal(check=error.check, message=message),), None)
 
     def _refuse(self, refusals: tuple[Refusal, ...], version: str | None) -> Decision:
-        version = self._registry.refuse(refusals, version)
+        try:
+            version = self._registry.refuse(refusals, version)
+        except RegistryError as error:  # a candidate without a verdict serves nowhere either
+            version = version or "without a number"
+            log.warning("candidate %s: its refusal cannot be written down: %s", version, error)
         for refusal in refusals:
             log.error("candidate %s refused: %s", version, refusal)
         return Decision(version, refusals)
 
 
 def earlier_recalls(
-    serving: Bundle, candidate: Bundle, events: EventColumns, since_row: int, steps: int
+    serving: Bundle, candidate: Bundle, events: EventColumns, earlier: NDArray[np.int64], steps: int
 ) -> dict[str, float]:
-    """Recall@10 of both versions on the newest events from before a round; none where there are no such events.
+    """Recall@10 of both versions on the newest of the `earlier` rows of the events; none where there are no such rows.
 
     Both were trained on them, so the figures say nothing but whether the round destroyed what was known.
 
     Returns:
         earlier_recall@10, candidate_earlier_recall@10 and earlier_events, how many targets there were.
     """
-    recent = events.at(np.arange(max(0, since_row - _EARLIER_ROWS), since_row))
+    recent = events.at(earlier[-_EARLIER_ROWS:])
     engaged = np.flatnonzero(recent.engaged(serving.vocabulary))
     if not len(engaged):
         return {}

@@ -3,7 +3,7 @@
 checkpoint.safetensors   the learner and where it stands in the archive, after the last round that ended
 round.json               the round that was begun after it, if one was: where its events end
 catalogue.safetensors    the catalogue of that round
-published.json           the version that was published last, and of which round it is
+published.json           the version that was published last or gone back to, and what it was trained on
 leader                   locked by the trainer that leads
 
 Each file is written aside and renamed. A round changes the checkpoint at its end or not at all, and what decides
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pinrec.config import Frozen, ModelConfig
 from pinrec.items import CATALOGUE_FILE, Catalogue
+from streaming.training_log import Reach, Standing
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +51,18 @@ class Plan(Frozen):
 
 
 class Published(Frozen):
-    """The version that training last published or went back to, and its round."""
+    """The version that training last published or went back to.
+
+    Attributes:
+        number: the last round of which there is nothing to publish any more.
+        reach: what the version was trained on.
+        standing: where training stood then; what it withdrew outlives a checkpoint that is lost.
+    """
 
     version: str
     number: int
+    reach: Reach = Reach()
+    standing: Standing = Standing()
 
 
 class TrainerFolder:

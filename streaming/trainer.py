@@ -1,23 +1,26 @@
 """The periodic trainer: archive and catalogue in, bundles out."""
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 from torch import Tensor
 
-from pinrec.bundle import Bundle, BundleError, read_learner, read_manifest
+from pinrec.bundle import Bundle, BundleError, OtherFormatError, read_learner, read_manifest
 from pinrec.config import GateSettings, GenerationConfig, ModelConfig, TrainingConfig, Vocabulary
 from pinrec.evaluation import outcome_shares, prequential
 from pinrec.items import Catalogue
 from pinrec.popularity import Popularity
-from pinrec.registry import Registry, RegistryError
+from pinrec.registry import Registry
 from pinrec.training import Learner
-from streaming.archive import Archive
+from pinrec.verdicts import Refusal
+from pinrec.versions import RegistryError
+from streaming.archive import Archive, ArchiveError
 from streaming.candidates import Candidates, Decision
 from streaming.checkpoint import Plan, Published, TrainerFolder
 from streaming.config import KafkaSettings, StateSettings, TrainerSettings
@@ -25,7 +28,7 @@ from streaming.publisher import EventPublisher, PublishError
 from streaming.schema import EventCodec, ModelAnnouncement
 from streaming.trainer_status import TrainerStatus
 from streaming.training_catalogue import TrainingCatalogue
-from streaming.training_log import RoundEvents, Standing, TrainingLog
+from streaming.training_log import Reach, RoundEvents, Standing, TrainingLog
 from streaming.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -77,10 +80,13 @@ class Trainer:
         self._learner = self._new_learner()
         self._standing = Standing()
         self._unsaved = False
+        # Why the learner must be taken back to the version that serves, once that can be done; () = it knows nothing.
+        self._give_up: tuple[Refusal, ...] | None = None
         self._published: Published | None = None
         self._live: tuple[str, Bundle] | None = None
         self._catalogue = TrainingCatalogue(kafka, self._folder, model)
         self._items: tuple[str, Catalogue, dict[int, int]] | None = None
+        self._refused_items: Catalogue | None = None
         self._publisher: EventPublisher | None = None
         self._metrics: dict[str, float] = {}
         self._status = TrainerStatus()
@@ -107,10 +113,13 @@ class Trainer:
         # In a thread of its own: a bad version should not serve until a long round is over.
         threading.Thread(target=self._watch.run, args=(stop,), name="watch", daemon=True).start()
         try:
-            self.resume()
+            resumed = False
             while not stop.is_set():
                 began = time.monotonic()
                 try:
+                    if not resumed:
+                        self.resume()
+                    resumed = True
                     self.round()
                     self._note(phase="idle" if self._status.version else "waiting for events", error=None)
                 except (OSError, RegistryError, BundleError, TimeoutError, ValueError) as error:
@@ -141,7 +150,7 @@ class Trainer:
         self._restore()
         try:
             self._follow()
-        except RegistryError as error:  # each round says so, until it is mended
+        except (RegistryError, OSError) as error:  # each round says so, until it is mended
             log.warning("%s", error)
         if self._published is not None:
             self._note(version=self._published.version)
@@ -156,9 +165,9 @@ class Trainer:
             OSError, RegistryError, BundleError: nothing was published; the old version stands, and what was
                 learnt is published by the next round.
         """
+        self._follow()
         if self._unsaved:
             self._save()
-        self._follow()
         self._catalogue.update()
         self._log.update()
         self._note(gap=self._gap())
@@ -181,6 +190,9 @@ class Trainer:
             self._train(work, catalogue, new)
         if not self._learner.fits or not (self._unpublished or self._is_other(catalogue)):
             return None
+        if plan is None:  # what comes next follows this catalogue, here and after a restart
+            done = Plan(number=self._standing.rounds, until=self._standing.positions, config=self._model, items=as_of)
+            self._folder.begin(done, catalogue)
         return self._publish(work, catalogue, as_of)
 
     def go_back(self, version: str) -> None:
@@ -192,24 +204,14 @@ class Trainer:
             ValueError: the version holds no training state, or one of a model of other sizes.
             RegistryError, OSError: it is not there, or cannot be read.
         """
-        state = read_learner(self._registry.folder(version))
-        if state is None:
-            raise ValueError(f"{version} holds no training state")
-        try:
-            standing = Standing.taken_from(state)
-        except KeyError:
-            raise ValueError(f"{version} does not say which events it was trained on") from None
+        standing, state = self._learnt(version)
         learner = self._new_learner()
         learner.load_state(state)
-        ends = self._archive.ends()
-        if any(position > ends.get(partition, 0) for partition, position in standing.positions.items()):
-            log.warning("%s was trained on another archive; all events of this one are new to it", version)
-            standing = Standing(rounds=standing.rounds)
         self._standing = self._standing.gone_back(standing)
         self._learner, self._live, self._metrics = learner, None, {}
         self._unsaved = True
         self._save()
-        self._note_published(version)
+        self._note_published(version, standing.reach)
         log.info("training goes on from %s", version)
 
     @property
@@ -252,25 +254,33 @@ class Trainer:
     def _publish(self, work: RoundEvents, catalogue: Catalogue, as_of: dict[int, int]) -> str | None:
         self._note(phase="publishing")
         try:
-            decision = self._offer(work, catalogue, as_of)
+            self._prune()  # before anything is written: each life that was cut short has left a bundle
+        except (OSError, RegistryError) as error:
+            log.warning("old versions are not deleted: %s", error)
+        serving = self._serving()
+        try:
+            decision = self._offer(serving, work, catalogue, as_of)
         except BundleError as error:
             if error.check not in _OF_WEIGHTS:
                 raise
             decision = self._candidates.refused(error)
         if decision.refusals:
-            self._refused(decision)
+            self._refused(decision, catalogue)
             return None
         manifest = read_manifest(self._registry.folder(decision.version))
         self._items, self._metrics = (decision.version, catalogue, as_of), {}
-        self._note_published(decision.version)
+        self._note_published(decision.version, self._standing.reach)
         self._note(trained_until=manifest.trained_until, metrics=manifest.metrics, rounds=self._status.rounds + 1)
         self._announce(decision.version, manifest.trained_until, manifest.metrics)
         self._prune()
+        self._archive.purge()
         return decision.version
 
-    def _offer(self, work: RoundEvents, catalogue: Catalogue, as_of: dict[int, int]) -> Decision:
+    def _offer(
+        self, serving: Bundle | None, work: RoundEvents, catalogue: Catalogue, as_of: dict[int, int]
+    ) -> Decision:
         """Make a candidate of what is learnt by now, and let it serve if it may."""
-        trained, serving = work.events.before(work.held), self._serving()
+        trained = work.events.before(work.held)
         bundle = Bundle.of(
             self._learner.served(),
             catalogue,
@@ -282,33 +292,43 @@ class Trainer:
             like=serving if serving is not None and serving.config == self._model else None,
         )
         self._note(phase="evaluating", step=0, steps=0)
-        metrics = self._metrics | self._compare(bundle, work)
+        metrics = self._metrics | self._compare(bundle, serving, work)
         bundle = bundle.measured({name: value for name, value in metrics.items() if np.isfinite(value)})
         self._note(phase="publishing")
-        parent = self._published.version if self._published else None
-        decision = self._candidates.offer(bundle, self._state(), serving, parent, work.events, work.since)
+        # Not what the learner knew before this round: it may know of rounds that were never judged.
+        parent, reach = (self._published.version, self._published.reach) if self._published else (None, Reach())
+        earlier = work.known_to(reach)
+        decision = self._candidates.offer(bundle, self._state(), serving, parent, work.events, earlier)
         if not decision.refusals:
             self._live = (decision.version, bundle)
         return decision
 
-    def _refused(self, decision: Decision) -> None:
+    def _refused(self, decision: Decision, catalogue: Catalogue) -> None:
         """What made the candidate must not go into the next one."""
         refused = self._status.refused + 1
         last = {"version": decision.version, "refusals": [refusal.model_dump() for refusal in decision.refusals]}
         self._note(refused=refused, last_refused=last)
-        self._give_up()
+        if _of_itself(decision.refusals):
+            self._refused_items = catalogue
+        self._give_up = decision.refusals
+        self._follow()
         self._prune()
-
-    def _prune(self) -> None:
-        self._registry.prune(self._settings.keep_versions, pinned=self._kept | self._watch.kept)
         self._archive.purge()
 
-    def _compare(self, candidate: Bundle, work: RoundEvents) -> dict[str, float]:
+    def _prune(self) -> None:
+        if not self._watch.looked:  # after a restart, what may be gone back to is not known yet
+            try:
+                self._watch.check()
+            except (OSError, ValueError, RegistryError, ArchiveError) as error:
+                log.warning("old versions are not deleted, the watch has not looked at them: %s", error)
+        if self._watch.looked:
+            self._registry.prune(self._settings.keep_versions, pinned=self._kept | self._watch.kept)
+
+    def _compare(self, candidate: Bundle, serving: Bundle | None, work: RoundEvents) -> dict[str, float]:
         """Predict what is held out with the version that serves and with the one that is to follow it.
 
         Neither was trained on it. Items that only one of them has do not count.
         """
-        serving = self._serving()
         both = candidate.catalogue.hashes
         if serving is not None:
             both = np.intersect1d(both, serving.catalogue.hashes)
@@ -332,15 +352,19 @@ class Trainer:
         )
 
     def _serving(self) -> Bundle | None:
-        """The version that serves, if there is one to be compared with."""
+        """The version that serves, if there is one to be compared with.
+
+        Raises:
+            RegistryError, BundleError, OSError: there is, and it cannot be loaded; nothing may pass uncompared.
+        """
         version = self._pinned or (self._published.version if self._published else None)
         if version is None:
             return None
         try:
             if self._live is None or self._live[0] != version:
                 self._live = (version, self._registry.load(version))
-        except (RegistryError, BundleError, OSError) as error:
-            log.warning("%s serves, and cannot be compared with: %s", version, error)
+        except OtherFormatError as error:  # no replica of this release can serve it either
+            log.warning("%s is not compared with: %s", version, error)
             return None
         bundle = self._live[1]
         return bundle if bundle.vocabulary == self._vocabulary else None
@@ -360,7 +384,7 @@ class Trainer:
 
     def _is_other(self, catalogue: Catalogue) -> bool:
         """Whether the items topic has said something since the last version."""
-        if not self._catalogue.ruled:
+        if not self._catalogue.ruled or catalogue is self._refused_items:
             return False
         published = self._published_items()
         return published is None or not catalogue.same_as(published[0])
@@ -393,44 +417,96 @@ class Trainer:
     def _follow(self) -> None:
         """Go on from the version that the registry points to, where that is not the one published last.
 
-        Somebody has rolled back, or activated another one.
+        Somebody has rolled back or activated another one. Also where the gate has refused what the learner's own
+        weights made, and where they are lost.
         """
         current = self._registry.current()
-        if current is None or (self._published is not None and self._published.version == current):
-            return
-        try:
-            self.go_back(current)
-        except (ValueError, RegistryError) as error:
-            log.warning("training goes on with its own weights, not with those of %s: %s", current, error)
-            self._note_published(current, self._published.number if self._published else -1)
-
-    def _give_up(self) -> None:
-        """Leave weights that must not serve, for those of the version that does; without one all begins anew."""
-        current = self._registry.current()
-        if current is not None:
+        elsewhere = self._published is None or self._published.version != current
+        if current is None:
+            if self._give_up:
+                self._begin_anew(None)
+        elif elsewhere or self._give_up is not None:
             try:
                 self.go_back(current)
-                return
             except (ValueError, RegistryError) as error:
-                log.warning("training begins anew, %s cannot be gone on from: %s", current, error)
-        self._learner, self._standing = self._new_learner(), Standing(rounds=self._standing.rounds)
+                self._go_on_without(current, error)
+        self._give_up = None
+
+    def _go_on_without(self, current: str, error: Exception) -> None:
+        """Go on though the version that serves cannot be gone on from: with the own weights if they are sound.
+
+        Those that were refused in a comparison alone are. To begin anew would be to be refused again each round.
+        """
+        published, refusals = self._published, self._give_up or ()
+        unsound = any(refusal.check in _OF_WEIGHTS for refusal in refusals)
+        if not self._learner.fits:
+            log.warning("training begins anew, %s cannot be gone on from: %s", current, error)
+        elif unsound or (published is not None and self._registry.is_bad(published.version)):
+            log.warning("training begins anew, %s cannot be gone on from: %s", current, error)
+            self._begin_anew(current)
+        else:
+            log.warning("training goes on with its own weights, not with those of %s: %s", current, error)
+        # What was refused for what it is, is published again only when something has been added to it.
+        number = self._standing.rounds if _of_itself(refusals) else published.number if published else -1
+        try:
+            reach = self._learnt(current)[0].reach
+        except (ValueError, RegistryError):
+            reach = Reach()
+        self._note_published(current, reach, number)
+
+    def _begin_anew(self, current: str | None) -> None:
+        """Give up the weights, and the events that the version which serves was not trained on."""
+        standing = self._standing.anew()
+        if current is not None:
+            with contextlib.suppress(ValueError, RegistryError):
+                pair = (self._learnt(current)[0].reach, self._standing.reach)
+                standing = standing.model_copy(update={"withdrawn": (*standing.withdrawn, pair)})
+        self._standing = standing
+        self._learner, self._live, self._metrics = self._new_learner(), None, {}
+        self._unsaved = True
         self._save()
+
+    def _learnt(self, version: str) -> tuple[Standing, dict[str, Tensor]]:
+        """What a version was trained on, as far as this archive has it, and the learner's state.
+
+        Raises:
+            ValueError: it does not say.
+            RegistryError, OSError: it is not there, or cannot be read.
+        """
+        state = read_learner(self._registry.folder(version))
+        if state is None:
+            raise ValueError(f"{version} holds no training state")
+        try:
+            standing = Standing.taken_from(state)
+        except KeyError:
+            raise ValueError(f"{version} does not say which events it was trained on") from None
+        ends = self._archive.ends()
+        if any(position > ends.get(partition, 0) for partition, position in standing.positions.items()):
+            log.warning("%s was trained on another archive; all events of this one are new to it", version)
+            standing = Standing(rounds=standing.rounds)
+        return standing, state
 
     def _restore(self) -> None:
         """The learner as the checkpoint has it; a new one where there is none, or none that fits."""
         self._learner = self._new_learner()
-        self._standing = Standing(rounds=max(0, self._published.number) if self._published else 0)
+        if (published := self._published) is not None:
+            rounds = max(published.number, published.standing.rounds)
+            self._standing = published.standing.anew().model_copy(update={"rounds": rounds})
+        else:
+            self._standing = Standing()
         state = self._folder.load()
-        if state is None:
-            return
-        try:
-            standing = Standing.taken_from(state)
-            self._learner.load_state(state)
-            self._standing = standing
-            log.info("training goes on from the checkpoint of round %d", standing.rounds)
-        except (ValueError, KeyError) as error:
-            log.warning("training begins anew, the checkpoint cannot be gone on from: %s", error)
-            self._learner = self._new_learner()  # half a state may have been loaded
+        if state is not None:
+            try:
+                standing = Standing.taken_from(state)
+                self._standing = standing.anew()
+                self._learner.load_state(state)
+                self._standing = standing
+                log.info("training goes on from the checkpoint of round %d", standing.rounds)
+            except (ValueError, KeyError) as error:
+                log.warning("training begins anew, the checkpoint cannot be gone on from: %s", error)
+                self._learner = self._new_learner()  # half a state may have been loaded
+        if not self._learner.fits:
+            self._give_up = ()
 
     def _state(self) -> dict[str, Tensor]:
         return self._learner.state() | self._standing.tensors()
@@ -439,8 +515,9 @@ class Trainer:
         self._folder.save(self._state())
         self._unsaved = False
 
-    def _note_published(self, version: str, number: int | None = None) -> None:
-        self._published = Published(version=version, number=self._standing.rounds if number is None else number)
+    def _note_published(self, version: str, reach: Reach, number: int | None = None) -> None:
+        number = self._standing.rounds if number is None else number
+        self._published = Published(version=version, number=number, reach=reach, standing=self._standing)
         self._folder.note_published(self._published)
         self._note(version=version)
 
@@ -449,3 +526,8 @@ class Trainer:
 
     def _note(self, **changes: object) -> None:
         self._status = replace(self._status, **changes)  # type: ignore[arg-type]
+
+
+def _of_itself(refusals: Sequence[Refusal]) -> bool:
+    """Whether a candidate was refused for what it is, not for what happened meanwhile."""
+    return any(refusal.check != "parent" for refusal in refusals)

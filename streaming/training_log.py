@@ -41,10 +41,14 @@ class Reach(Frozen):
     positions: dict[int, int] = Field(default_factory=dict)
     held: float = 0.0
 
-    def covers(self, rows: "_Rows") -> NDArray[np.bool_]:
+    def covers(self, rows: "Rows") -> NDArray[np.bool_]:
         """Which of the rows, bool[n]."""
         before: NDArray[np.bool_] = rows.offset < _by_partition(self.positions, rows.partition)
         return before & ~(rows.held_out & (rows.arrived >= self.held))
+
+    def reaches(self, other: "Reach") -> bool:
+        """Whether it goes as far as another one in every partition."""
+        return all(self.positions.get(partition, 0) >= position for partition, position in other.positions.items())
 
 
 class Standing(Reach):
@@ -68,16 +72,25 @@ class Standing(Reach):
 
     def gone_back(self, version: "Standing") -> "Standing":
         """Where training stands when it goes on from a version, giving up the weights that stand here."""
-        if not self.positions or version.reach == self.reach:
-            return version.model_copy(update={"rounds": max(self.rounds, version.rounds)})
+        rounds = max(self.rounds, version.rounds)
+        if not self.positions:  # weights that know nothing are given up; what was withdrawn before stays so
+            others = [pair for pair in self.withdrawn if pair not in version.withdrawn and not version.reaches(pair[1])]
+            floor, withdrawn = max(self.floor, version.floor), (*version.withdrawn, *others)
+            return version.model_copy(update={"rounds": rounds, "floor": floor, "withdrawn": withdrawn})
+        if version.reach == self.reach:
+            return version.model_copy(update={"rounds": rounds})
         partitions = self.positions.keys() | version.positions.keys()
         return Standing(
             positions={p: max(self.positions.get(p, 0), version.positions.get(p, 0)) for p in partitions},
             held=max(self.held, version.held),
-            rounds=max(self.rounds, version.rounds),
+            rounds=rounds,
             floor=max(self.floor, version.floor),
             withdrawn=(*version.withdrawn, (version.reach, self.reach)),
         )
+
+    def anew(self) -> "Standing":
+        """Where training stands that begins anew; what was withdrawn stays so."""
+        return Standing(rounds=self.rounds, floor=self.floor, withdrawn=self.withdrawn)
 
     def tensors(self) -> dict[str, Tensor]:
         """As a tensor beside those of the learner."""
@@ -95,29 +108,39 @@ class Standing(Reach):
 
 
 @dataclass(frozen=True)
-class RoundEvents:
-    """The events of a round: [0, since) known before, [since, held) new, the rest held out.
-
-    Attributes:
-        named: ids of the items in them.
-        after: where training stands once it has taken in the new ones.
-    """
-
-    events: EventColumns
-    since: int
-    held: int
-    named: list[str]
-    after: Standing
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """What of a table decides which of its rows a round takes."""
+class Rows:
+    """What of n archived rows decides which of them a round takes."""
 
     partition: NDArray[np.int64]
     offset: NDArray[np.int64]
     arrived: NDArray[np.float64]
     held_out: NDArray[np.bool_]
+
+    def take(self, rows: NDArray[np.int64]) -> "Rows":
+        """Those rows, in this order."""
+        return Rows(self.partition[rows], self.offset[rows], self.arrived[rows], self.held_out[rows])
+
+
+@dataclass(frozen=True)
+class RoundEvents:
+    """The events of a round: [0, since) known before, [since, held) new, the rest held out.
+
+    Attributes:
+        rows: where the events lie in the archive.
+        named: ids of the items in them.
+        after: where training stands once it has taken in the new ones.
+    """
+
+    events: EventColumns
+    rows: Rows
+    since: int
+    held: int
+    named: list[str]
+    after: Standing
+
+    def known_to(self, reach: Reach) -> NDArray[np.int64]:
+        """Rows of the events that weights of this reach were trained on, ascending."""
+        return np.flatnonzero(reach.covers(self.rows))
 
 
 class TrainingLog:
@@ -171,8 +194,12 @@ class TrainingLog:
         table = self._rows
         rows = self._describe(table)
         use = (rows.arrived >= standing.floor) & (rows.offset < _by_partition(until, rows.partition))
+        withdrawn = []
         for kept, given_up in standing.withdrawn:
-            use &= kept.covers(rows) | ~given_up.covers(rows)
+            left_out = given_up.covers(rows) & ~kept.covers(rows) & (rows.arrived >= standing.floor)
+            use &= ~left_out
+            if left_out.any():  # else all it kept away has been deleted, or is too old to come again
+                withdrawn.append((kept, given_up))
         order = np.flatnonzero(use)
         # In one order however the archive was read: files of one partition may lie behind those of another.
         order = order[np.lexsort((rows.offset[order], rows.partition[order], rows.arrived[order]))]
@@ -188,7 +215,8 @@ class TrainingLog:
         aside = ~known & rows.held_out[order] & (rows.arrived[order] >= held)
         # What is known and held out can be one and the same where settings changed: then it is known.
         ranked = np.argsort(np.where(known, 0, np.where(aside, 2, 1)), kind="stable")
-        ordered = table.take(order[ranked])
+        order = order[ranked]
+        ordered = table.take(order)
         events = EventColumns.of_columns(_columns(ordered), self._vocabulary)
         is_item = pc.equal(ordered["item_type"], "item")
         named = pc.unique(ordered["item_id"].filter(is_item)).to_pylist()
@@ -198,12 +226,13 @@ class TrainingLog:
                 "held": held,
                 "rounds": standing.rounds + 1,
                 "floor": floor,
+                "withdrawn": tuple(withdrawn),
             }
         )
         since = int(known.sum())
-        return RoundEvents(events, since, len(events) - int(aside.sum()), named, after)
+        return RoundEvents(events, rows.take(order), since, len(events) - int(aside.sum()), named, after)
 
-    def _describe(self, table: pa.Table) -> _Rows:
+    def _describe(self, table: pa.Table) -> Rows:
         users = table["user_id"].combine_chunks().dictionary_encode()
         names = users.dictionary.to_pylist()
         bar = int(self._settings.holdout_share * _SLICES)
@@ -211,14 +240,14 @@ class TrainingLog:
             if name not in self._held_out:
                 self._held_out[name] = hash_id(f"held out {name}") % _SLICES < bar
         held_out = np.array([self._held_out[name] for name in names] or [False], np.bool_)
-        return _Rows(
+        return Rows(
             table["partition"].to_numpy().astype(np.int64),
             table["offset"].to_numpy(),
             table["arrived"].to_numpy(),
             held_out[users.indices.to_numpy(zero_copy_only=False)],
         )
 
-    def _held_since(self, table: pa.Table, rows: _Rows, order: NDArray[np.int64]) -> float:
+    def _held_since(self, table: pa.Table, rows: Rows, order: NDArray[np.int64]) -> float:
         """When the newest `holdout_events` engaged events of held-out users began to arrive, epoch s.
 
         Half of what they did stays: they are to be predicted from something.

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from pinrec.config import GateSettings, Vocabulary
 from pinrec.verdicts import Refusal
+from pinrec.versions import version_number
 from streaming.archive import Archive
 
 _REQUEST: Final = re.compile(r"(v\d{6,})\.[0-9a-f]{32}")
@@ -131,7 +132,7 @@ class VersionOutcomes:
             one = Outcomes(1, mine[0], mine[1], mine[0] ** 2, mine[0] * mine[1], mine[1] ** 2)
             self.of[version] = self.of.get(version, Outcomes()) + one
 
-        for version in sorted(self.of, key=lambda version: int(version[1:]))[:-_KEPT]:
+        for version in sorted(self.of, key=version_number)[:-_KEPT]:
             del self.of[version]
 
     def dump(self) -> bytes:

@@ -4,7 +4,8 @@ import logging
 import threading
 
 from pinrec.config import GateSettings, Vocabulary
-from pinrec.registry import Registry, RegistryError
+from pinrec.registry import Registry
+from pinrec.versions import RegistryError, version_number
 from streaming.archive import Archive, ArchiveError
 from streaming.version_outcomes import Comparison, Outcomes, VersionOutcomes
 
@@ -26,10 +27,13 @@ class Watch:
         self._registry, self._limits, self._pinned = registry, limits, pinned
         self._outcomes = VersionOutcomes(archive, vocabulary, limits.settle_s)
         self._loaded = False
+        self._checking = threading.Lock()
         self.rollbacks = 0
         self.trouble: str | None = None
         self.kept: frozenset[str] = frozenset()
         """Versions to go back to, now or when the newest are known better: not to be deleted."""
+        self.looked = False
+        """Whether `kept` says so yet; nothing should be deleted before."""
 
     @property
     def outcomes(self) -> dict[str, Outcomes]:
@@ -47,7 +51,7 @@ class Watch:
                 self.trouble = f"the watch over versions: {error}"
 
     def check(self) -> str | None:
-        """Count what the archive gained; roll back if the newest versions do worse for sure.
+        """Count what the archive gained; roll back if the newest versions do worse for sure. By any thread.
 
         Returns:
             the version that was rolled back to, else None.
@@ -56,19 +60,23 @@ class Watch:
             RegistryError: it cannot be read or written, or holds nothing to go back to.
             OSError, ArchiveError: the archive cannot be read.
         """
+        with self._checking:
+            return self._check()
+
+    def _check(self) -> str | None:
         if not self._loaded:
-            if (text := self._registry.read_outcomes()) is not None:
-                self._outcomes.load(text)
-            self._loaded = True
+            self._load()
         changed = self._outcomes.update()
         current = self._registry.current()
         if current is None:
+            self.looked = True
             return None
         verdict = self._registry.verdict(current)
         if verdict is not None and verdict.state == "withdrawn" and not (self._pinned or verdict.forced):
             # A rollback was cut short between its verdict and the pointer.
             return self._registry.rollback(verdict.refusals[0])
         if not (changed or self._outcomes.of):
+            self.looked = True
             return None
         if changed:
             self._registry.write_outcomes(self._outcomes.dump())
@@ -76,7 +84,7 @@ class Watch:
         stored = self._registry.names()
         trusted = [version for version in stored if version in comparison.before]
         suspects = [version for version in stored if version in comparison.newest]
-        self.kept = frozenset(trusted[-1:] + suspects[:1])
+        self.kept, self.looked = frozenset(trusted[-1:] + suspects[:1]), True
         if self._pinned or (verdict is not None and verdict.forced):
             return None
         if (reason := comparison.drop(self._limits)) is None:
@@ -86,12 +94,18 @@ class Watch:
         log.error("rolled back from %s to %s: %s", current, target, reason)
         return target
 
+    def _load(self) -> None:
+        """Go on from the counts in the registry. The archive has all they were made of, so damaged ones are no loss."""
+        if (text := self._registry.read_outcomes()) is not None:
+            try:
+                self._outcomes.load(text)
+            except ValueError as error:
+                log.warning("outcomes are counted anew from the archive: %s", error)
+        self._loaded = True
+
     def _comparison(self, current: str) -> Comparison:
-        number = int(current[1:])
-        served = sorted((version for version in self._outcomes.of if int(version[1:]) <= number), key=_number)
-        newest_first = (version for version in reversed(served) if not self._registry.is_bad(version))
-        return Comparison.of(newest_first, self._outcomes.of, self._limits.watch_impressions)
-
-
-def _number(version: str) -> int:
-    return int(version[1:])
+        number = version_number(current)
+        served = [version for version in self._outcomes.of if version_number(version) <= number]
+        newest_first = sorted(served, key=version_number, reverse=True)
+        standing = (version for version in newest_first if not self._registry.is_bad(version))
+        return Comparison.of(standing, self._outcomes.of, self._limits.watch_impressions)

@@ -2,9 +2,9 @@
 
 PinRec is trained on the first part of a log, selected on the next, and asked in the last, with the whole catalogue as a
 replica has it: an item that appeared after training has its vector from content and hashes of its id
-(`pinrec.delta`). The JSON tells how much of the answers and of the targets falls on items with no event in training,
-with 1 to 5, and with more, and what is found of the targets; in the town also what the recommended items are truly
-worth.
+(`pinrec.delta`). The JSON, of which docs/quality.md is made, tells how much of the answers and of the targets falls on
+items with no event in training, with 1 to 5, and with more, and what is found of the targets; in the town also what
+the recommended items are truly worth.
 """
 
 import argparse
@@ -17,12 +17,11 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
+from benchmarks.quality.cold_record import FEW, FOLDER, GROUPS, ColdRun, Group
 from benchmarks.quality.models import MODELS, catalogue_config, plain
 from benchmarks.quality.process import use_all_cores
-from benchmarks.quality.record import RESULTS
-from benchmarks.result import ROOT, BenchmarkError, Machine, commit, machine
+from benchmarks.result import ROOT, BenchmarkError, commit, machine
 from pinrec.config import Vocabulary
 from pinrec.contender import PinRec, PinRecRecipe
 from pinrec.dataset import EventColumns
@@ -33,52 +32,11 @@ from pinrec.selection import fit_selected
 from streaming.log_columns import read_log_columns
 from streaming.simulator import Town, TownConfig
 
-FEW: Final = 5
-GROUPS: Final = ("0 events", f"1 to {FEW} events", "more events")
 _OPENS_AT: Final = 1_760_000_000.0
 _EVERY: Final = 4
 """Epochs between two looks at the validation cases."""
 
 Lists = NDArray[np.int64]
-
-
-class Group(BaseModel):
-    """Items that were met equally often in training."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    items: int
-    answers: float
-    """Share of all places of PinRec's lists."""
-    popular_answers: float
-    """Share of all places of the most popular unseen items, in the same lists' stead."""
-    targets: int
-    found: int
-    """Targets in PinRec's lists of 10."""
-    popular_found: int
-    reward: float | None
-    """Town: the true chance of a click on a place of PinRec's lists, mean; null without a place, or without a town."""
-
-    @property
-    def recall(self) -> float | None:
-        """Share of the targets that is found."""
-        return self.found / self.targets if self.targets else None
-
-
-class ColdRun(BaseModel):
-    """What one JSON file holds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    dataset: str
-    seed: int
-    users: int
-    groups: dict[str, Group]
-    epoch: int
-    config: dict[str, Any]
-    commit: str
-    seconds: float
-    machine: Machine
 
 
 @dataclass(frozen=True)
@@ -226,7 +184,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     which.add_argument("--town", action="store_true", help="the past of the simulated town")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, help="in place of the config's, for a trial")
-    parser.add_argument("--out", type=Path, default=RESULTS / "cold", help="folder of the JSON")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the JSON")
     return parser.parse_args(arguments)
 
 

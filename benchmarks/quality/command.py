@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     keep_freed_memory()
     use_all_cores()
-    from benchmarks.quality.run import Prepared, Wanted, device_of  # noqa: PLC0415 - after the set-up
+    from benchmarks.quality.run import Prepared, Wanted, use_device  # noqa: PLC0415 - after the set-up
 
     wanted = Wanted(
         data=options.data,
@@ -41,15 +41,15 @@ def main(arguments: list[str] | None = None) -> int:
         folds=options.folds,
         all_engage=options.all_engage or options.protocol == "loo",
         epochs=options.epochs,
-        device=device_of(options.device),
         checkpoints=options.checkpoints,
     )
     out: Path = options.out or (_TRIALS if options.epochs is not None else RESULTS)
     try:
+        use_device(options.device)
         prepared = Prepared(wanted)
         if lender := MODELS[wanted.model].weights_of:
             recorded = read_run(out / f"{replace(wanted, model=lender).name}.json")
-            again = replace(Wanted.again(recorded, wanted.data), device=wanted.device, checkpoints=wanted.checkpoints)
+            again = replace(Wanted.again(recorded, wanted.data), checkpoints=wanted.checkpoints)
             fitted = prepared.borrow(Prepared(again, recorded=recorded))
         else:
             fitted = prepared.fit(progress=lambda fitted: print(_line(prepared, fitted), flush=True))

@@ -83,10 +83,9 @@ class Entry:
         chosen = default | merged(self.selection, keys(dataset, protocol))
         return Selection(**{"metric": f"equal@{10 * chosen.get('embeddings', 1)}"} | chosen)
 
-    def make(self, split: "Split", config: Any, seed: int, device: str) -> "Contender":
-        """The contender; a device other than the CPU is asked for by keyword."""
-        elsewhere = {} if device == "cpu" else {"device": device}
-        made: Contender = _named(self.contender)(split, config, seed, **elsewhere)
+    def make(self, split: "Split", config: Any, seed: int) -> "Contender":
+        """The contender, on torch's default device."""
+        made: Contender = _named(self.contender)(split, config, seed)
         return made
 
 

@@ -10,6 +10,9 @@ from typing import Final
 from benchmarks.quality.budgets_record import FOLDER as BUDGETS
 from benchmarks.quality.budgets_record import BudgetRun, read_budgets
 from benchmarks.quality.budgets_report import Pooled, budgets_section
+from benchmarks.quality.cold_record import FOLDER as COLD
+from benchmarks.quality.cold_record import ColdRun, read_colds
+from benchmarks.quality.cold_report import cold_section
 from benchmarks.quality.disjoint import ablations, disjoint_section, equal_name
 from benchmarks.quality.leave_one_out import leave_one_out_section, reproduced
 from benchmarks.quality.plan import BASELINES, METHOD
@@ -103,7 +106,7 @@ def write_report(results: Path) -> Path:
     for name in plots_of(runs, budgets):
         _draw(runs, budgets, name, PLOTS / f"{name}.svg")
     rankings, speeds = read_rankings(results / FOLDER.name), read_speeds(results / SPEEDS.name)
-    DOCUMENT.write_text(render(runs, rankings, budgets, speeds))
+    DOCUMENT.write_text(render(runs, rankings, budgets, speeds, read_colds(results / COLD.name)))
     return DOCUMENT
 
 
@@ -112,6 +115,7 @@ def render(
     rankings: Sequence[RankingRun] = (),
     budgets: Sequence[BudgetRun] = (),
     speeds: Mapping[str, Result] = MappingProxyType({}),
+    colds: Sequence[ColdRun] = (),
 ) -> str:
     """The document."""
     plots = plots_of(runs, budgets)
@@ -127,6 +131,7 @@ def render(
     parts += budgets_section(budgets, {d: line[0] for d, line in swept.items() if line})
     parts += ablations(_of(runs, "kuairand_pure", "disjoint"))
     parts += ranking_section(rankings)
+    parts += cold_section(colds)
     parts += training_speed_section(speeds)
     return "\n".join([*parts, *_machines(runs), ""])
 

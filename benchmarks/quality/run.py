@@ -46,7 +46,6 @@ class Wanted:
     folds: int = 5
     all_engage: bool = False
     epochs: int | None = None
-    device: str = "cpu"
     checkpoints: Path | None = None
 
     @classmethod
@@ -96,7 +95,7 @@ class Prepared:
         found = read_log_columns(wanted.data, config=catalogue_config(self.config), all_engage=wanted.all_engage)
         log = UserLog.of(found.events, found.catalogue, found.vocabulary)
         self.split: Split = leave_one_out(log) if wanted.protocol == "loo" else disjoint(log, wanted.fold, wanted.folds)
-        self.contender: Contender = entry.make(self.split, self.config, wanted.seed, wanted.device)
+        self.contender: Contender = entry.make(self.split, self.config, wanted.seed)
 
     @cached_property
     def data_sha256(self) -> str:
@@ -186,8 +185,17 @@ class Prepared:
         )
 
 
-def device_of(name: str) -> str:
-    """`auto` is the GPU where there is one."""
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def use_device(name: str) -> None:
+    """Make it torch's default, on which models are made and trained; `auto` is the GPU where there is one.
+
+    Raises:
+        ValueError: torch knows no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.set_default_device(name)
+        torch.zeros(1)
+    except (RuntimeError, AssertionError) as error:
+        torch.set_default_device("cpu")
+        raise ValueError(f"device: {name!r} cannot be used here; choose cpu, cuda or auto ({error})") from None

@@ -1,17 +1,28 @@
-"""The JSON of one replay, and what it says."""
+"""The JSON of one run, of a replayed log or of the town, and what it says."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from benchmarks.result import ROOT, BenchmarkError, Machine, rounded
 from pinrec.measures import paired_bootstrap
 
 RESULTS: Final = ROOT / "benchmarks" / "results" / "freshness"
 What = Literal["histories", "weights"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int
+    days: float
+    seconds: float
+    machine: Machine
+    commit: str
 
 
 class Synced(BaseModel):
@@ -26,32 +37,48 @@ class Synced(BaseModel):
     high: float
 
 
-class Replayed(BaseModel):
+class Replayed(_Record):
     """What one replay of one log gave."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     data: str
-    seed: int
-    days: float
+    what: What
     moments: int
     users: int
     rounds: int = Field(description="of training, in the time played again")
-    histories: list[Synced]
-    weights: list[Synced]
-    seconds: float
-    machine: Machine
-    commit: str
+    rows: list[Synced] = Field(description="the most frequent sync first, never last")
 
     @property
     def name(self) -> str:
         """Of the file."""
-        return f"{self.data}-seed{self.seed}"
+        return replayed_name(self.data, self.what, self.seed)
 
-    def monotone(self, what: What) -> bool:
-        """Whether no rarer sync finds more."""
-        recalls = [synced.recall for synced in getattr(self, what)]
-        return recalls == sorted(recalls, reverse=True)
+
+class Lived(_Record):
+    """What one life of the town was worth."""
+
+    life: str = Field(description="which parts are synced when, see `benchmarks.synced.command.LIVES`")
+    sync: dict[str, str] = Field(description="by part; those not named are synced each minute")
+    sessions: int
+    reward: float = Field(description="true worth of a session's lists: clicks, saves and shares to be expected, mean")
+    hours: list[float] = Field(description="the same of the sessions that began in each hour")
+    of_best: float = Field(description="worth of the lists, of that of the best lists there could be")
+    rounds: int = Field(description="of training")
+    config: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return lived_name(self.life, self.seed)
+
+
+def replayed_name(data: str, what: str, seed: int) -> str:
+    """Of the file of a replay, without its ending."""
+    return f"{data}-{what}-seed{seed}"
+
+
+def lived_name(life: str, seed: int) -> str:
+    """Of the file of a life, without its ending."""
+    return f"town-{life}-seed{seed}"
 
 
 def synced(found: dict[str, NDArray[np.bool_]]) -> list[Synced]:
@@ -73,18 +100,25 @@ def synced(found: dict[str, NDArray[np.bool_]]) -> list[Synced]:
     return rows
 
 
-def read_replays(folder: Path = RESULTS) -> list[Replayed]:
-    """All that are there, by name.
+def monotone(values: Sequence[float]) -> bool:
+    """Whether no rarer sync gives more; the most frequent is first."""
+    return list(values) == sorted(values, reverse=True)
+
+
+def read_records(folder: Path = RESULTS) -> tuple[list[Replayed], list[Lived]]:
+    """All that are there, by name; none where there is no such folder.
 
     Raises:
-        BenchmarkError: there are none, or a file is none.
+        BenchmarkError: a file is none.
     """
-    found = []
+    replays, lives = list[Replayed](), list[Lived]()
     for path in sorted(folder.glob("*.json")):
+        text = path.read_text()
         try:
-            found.append(Replayed.model_validate_json(path.read_text()))
-        except ValueError as error:
-            raise BenchmarkError(f"{path}: not a replay of this version: {error}") from None
-    if not found:
-        raise BenchmarkError(f"{folder}: no replays; take one with `python -m benchmarks.synced --data PATH`")
-    return found
+            if path.name.startswith("town-"):
+                lives.append(Lived.model_validate_json(text))
+            else:
+                replays.append(Replayed.model_validate_json(text))
+        except ValidationError as error:
+            raise BenchmarkError(f"{path}: not a run of this version: {error}") from None
+    return replays, lives

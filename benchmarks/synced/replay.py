@@ -1,6 +1,6 @@
 """A real log played again in its own time: what is found when histories, or weights, are as of the last sync."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
@@ -8,6 +8,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.synced.rounds import train_round
+from benchmarks.synced.syncs import MINUTE_S, SYNCS_S, last_sync
 from pinrec.bundle import Bundle
 from pinrec.contender import PinRecRecipe, packed_rows
 from pinrec.dataset import EventColumns
@@ -19,11 +21,9 @@ from pinrec.requests import GenerationRequest
 from pinrec.training import Learner
 
 K: Final = 10
-SYNCS_S: Final = {"event": 0.0, "minute": 60.0, "hour": 3_600.0, "day": 86_400.0, "never": np.inf}
-"""Seconds between two syncs; that of an event is immediate."""
 _BATCH: Final = 64
-_NEWEST: Final = 200_000
-_MOST_STEPS: Final = 60
+_AVERAGING: Final = 0.9
+"""Ten rounds: with the recipe's 0.99 what is served would be as of a hundred steps ago, whatever the sync."""
 
 Progress = Callable[[str, int, int], None]
 Found = dict[str, NDArray[np.bool_]]
@@ -94,57 +94,12 @@ class Replay:
         """All events in the order of their times."""
         return self.log.events.at(np.argsort(self.log.events.timestamp, kind="stable"))
 
-    def run(self) -> tuple[Found, Found]:
-        """What is found with older and older histories, and with older and older weights."""
+    @cached_property
+    def start(self) -> Learner:
+        """Trained on everything before `begin`; `weights` goes on from a copy."""
+        recipe, rows = self.recipe, self._rows_before(self.begin)
         learner = self._learner()
-        first = self._bundle(learner)
-        return self._histories(first), self._weights(learner, first)
-
-    def _histories(self, bundle: Bundle) -> Found:
-        every, at = np.arange(len(self.moments)), self.moments.at
-        return {name: self._found(bundle, every, _last_sync(at, self.begin, s)) for name, s in SYNCS_S.items()}
-
-    def _weights(self, learner: Learner, first: Bundle) -> Found:
-        """One training goes on through the time, a round a minute as the trainer does; each sync takes its weights."""
-        syncs = {name: every_s for name, every_s in SYNCS_S.items() if every_s >= SYNCS_S["minute"]}
-        moments = self.moments
-        live, taken_at = dict.fromkeys(syncs, first), dict.fromkeys(syncs, self.begin)
-        found = {name: np.zeros(len(moments), np.bool_) for name in syncs}
-        minutes = list(self._minutes())
-        trained = int(np.searchsorted(self.by_time.timestamp, self.begin))
-        newest: Bundle | None = None
-        for number, minute in enumerate(minutes):
-            self.progress("rounds", number, len(minutes))
-            # The weights of `minute` know what came before it; due are the syncs whose time has come since their last.
-            for name, every_s in syncs.items():
-                if _last_sync(np.array([minute]), self.begin, every_s)[0] > taken_at[name]:
-                    newest = newest or self._bundle(learner)
-                    live[name], taken_at[name] = newest, minute
-            due = np.flatnonzero((moments.at >= minute) & (moments.at < minute + SYNCS_S["minute"]))
-            made: dict[int, NDArray[np.bool_]] = {}
-            for name, bundle in live.items():
-                if len(due):
-                    if id(bundle) not in made:
-                        made[id(bundle)] = self._found(bundle, due, moments.at[due])
-                    found[name][due] = made[id(bundle)]
-            upto = int(np.searchsorted(self.by_time.timestamp, minute + SYNCS_S["minute"]))
-            if self._round(learner, trained, upto):
-                newest = None
-            trained = upto
-        self.progress("rounds", 1, 1)
-        return found
-
-    def _minutes(self) -> Iterator[float]:
-        end, minute = float(self.log.events.timestamp.max()), self.begin
-        while minute <= end:
-            yield minute
-            minute += SYNCS_S["minute"]
-
-    def _learner(self) -> Learner:
-        """Trained on everything before `begin`."""
-        recipe, rows = self.recipe, int(np.searchsorted(self.by_time.timestamp, self.begin))
-        training = recipe.training.model_copy(update={"seed": self.seed})
-        learner = Learner(recipe.model, self.log.vocabulary, training, recipe.generation.mode)
+        training = learner.training
         steps = max(1, round(recipe.epochs * rows / (training.batch_users * training.window)))
         learner.fit(
             self.by_time.before(rows),
@@ -154,22 +109,70 @@ class Replay:
         )
         return learner
 
-    def _round(self, learner: Learner, since: int, until: int) -> bool:
-        """One round of the trainer on the rows since..until; False where they hold nothing to learn."""
-        oldest = max(0, until - _NEWEST)
-        events = self.by_time.at(np.arange(oldest, until))
-        new = int(events.engaged(self.log.vocabulary)[since - oldest :].sum())
-        if not new:
-            return False
-        per_step = learner.training.batch_users * 4
-        learner.fit(events, self.log.catalogue, max(1, min(_MOST_STEPS, 2 * new // per_step)), since_row=since - oldest)
-        self.rounds += 1
-        return True
+    @cached_property
+    def first(self) -> Bundle:
+        """What was served at `begin`."""
+        return self._bundle(self.start)
+
+    def histories(self) -> Found:
+        """What is found with older and older histories, by the weights of the beginning."""
+        every, at = np.arange(len(self.moments)), self.moments.at
+        return {name: self._found(self.first, every, last_sync(at, self.begin, s)) for name, s in SYNCS_S.items()}
+
+    def weights(self) -> Found:
+        """What is found with older and older weights, from histories of the moment.
+
+        One training goes on through the time, a round a minute as the trainer does; each sync takes its weights.
+        """
+        syncs = {name: every_s for name, every_s in SYNCS_S.items() if every_s >= MINUTE_S}
+        moments, learner = self.moments, self._learner()
+        learner.load_state(self.start.state())
+        found = {name: np.zeros(len(moments), np.bool_) for name in syncs}
+        live, since = dict.fromkeys(syncs, self.first), dict.fromkeys(syncs, self.begin)
+        newest: Bundle | None = self.first
+        trained, self.rounds = self._rows_before(self.begin), 0
+
+        def ask(name: str, until: float) -> None:
+            """The moments that this sync's weights stood for; asked together, when they are replaced."""
+            due = np.flatnonzero((moments.at >= since[name]) & (moments.at < until))
+            found[name][due] = self._found(live[name], due, moments.at[due])
+
+        minutes = self._minutes()
+        for number, minute in enumerate(minutes):
+            self.progress("rounds", number, len(minutes))
+            # The weights of a minute know what came before it. A version that nobody will ask is not made.
+            for name, every_s in syncs.items():
+                due_at = last_sync(np.array([minute]), self.begin, every_s)[0]
+                if due_at > since[name] and ((moments.at >= minute) & (moments.at < due_at + every_s)).any():
+                    ask(name, minute)
+                    newest = newest or self._bundle(learner)
+                    live[name], since[name] = newest, minute
+            upto = self._rows_before(minute + MINUTE_S)
+            events = self.by_time.before(upto)
+            if train_round(learner, events, self.log.catalogue, trained, self.seed):
+                newest, self.rounds = None, self.rounds + 1
+            trained = upto
+        for name in syncs:
+            ask(name, np.inf)
+        self.progress("rounds", 1, 1)
+        return found
+
+    def _minutes(self) -> NDArray[np.float64]:
+        return np.arange(self.begin, float(self.log.events.timestamp.max()) + 1.0, MINUTE_S)
+
+    def _rows_before(self, at: float) -> int:
+        return int(np.searchsorted(self.by_time.timestamp, at))
+
+    def _learner(self) -> Learner:
+        recipe = self.recipe
+        training = recipe.training.model_copy(update={"seed": self.seed, "averaging": _AVERAGING})
+        return Learner(recipe.model, self.log.vocabulary, training, recipe.generation.mode)
 
     @cached_property
     def _popularity(self) -> Popularity:
-        rows = int(np.searchsorted(self.by_time.timestamp, self.begin))
-        return Popularity.of(self.by_time.before(rows), self.log.catalogue, self.log.vocabulary)
+        return Popularity.of(
+            self.by_time.before(self._rows_before(self.begin)), self.log.catalogue, self.log.vocabulary
+        )
 
     def _bundle(self, learner: Learner) -> Bundle:
         return Bundle.of(learner.served(), self.log.catalogue, self._popularity, mode=self.recipe.generation.mode)
@@ -208,11 +211,3 @@ class Replay:
                 candidates = lists[i] if i in lists else popular(bundle, requests[i])
                 hits[i] = any(candidate.row == moments.item[which[i]] for candidate in candidates)
         return hits
-
-
-def _last_sync(at: NDArray[np.float64], begin: float, every_s: float) -> NDArray[np.float64]:
-    if every_s == 0:
-        return at
-    if np.isinf(every_s):
-        return np.full(len(at), begin)
-    return begin + np.floor((at - begin) / every_s) * every_s

@@ -44,7 +44,7 @@ def top_unseen(scores_BN: Tensor, cases: Cases, k: int) -> Rows:
     Args:
         scores_BN: float32, a score for every catalogue row; changed in place.
     """
-    scores = scores_BN.numpy()
+    scores = scores_BN.cpu().numpy()
     for row, seen in zip(scores, cases.seen, strict=True):
         row[seen] = -np.inf
     k_there = min(k, scores.shape[1])

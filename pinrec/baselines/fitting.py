@@ -125,21 +125,21 @@ class Fitted(ABC):
             prefix = f"optimizer.{name}."
             moments = {key.removeprefix(prefix): v.clone() for key, v in state.items() if key.startswith(prefix)}
             if moments:
-                self._optimizer.state[parameter] = moments
+                self._optimizer.state[parameter] = {name: v.to(parameter.device) for name, v in moments.items()}
         self.epoch = int(state["epoch"])
 
     def scores(self, cases: Cases) -> Tensor:
         """A score for every item: float32[B, N]."""
         histories = self.histories(cases)
         there = np.flatnonzero(histories.length)
-        scores_BN = torch.from_numpy(self.counts_N.astype(np.float32)).repeat(len(cases), 1)
+        scores_BN = torch.as_tensor(self.counts_N.astype(np.float32)).repeat(len(cases), 1)
         with torch.no_grad():
             table_DN = self.items().T.contiguous()
             for group in by_length(histories.length[there]):
                 rows_BT = histories.last(there[group], self._config.max_length)
                 h_BTD = self.encode(rows_BT)
-                h_BD = h_BTD[torch.arange(len(rows_BT)), torch.from_numpy(real_lengths(rows_BT) - 1)]
-                scores_BN[torch.from_numpy(there[group])] = h_BD @ table_DN
+                h_BD = h_BTD[torch.arange(len(rows_BT)), torch.as_tensor(real_lengths(rows_BT) - 1)]
+                scores_BN[torch.as_tensor(there[group])] = h_BD @ table_DN
         return scores_BN
 
     def ranked(self, cases: Cases, k: int) -> Rows:
@@ -188,7 +188,7 @@ class NextItem(Fitted):
             rows = self.positives.last(users[group], self._config.max_length + 1)
             real_BT = rows[:, 1:] >= 0
             h_BTD = self.encode(np.where(real_BT, rows[:, :-1], -1))
-            hidden.append(h_BTD[torch.from_numpy(real_BT)])
+            hidden.append(h_BTD.flatten(0, 1)[torch.as_tensor(np.flatnonzero(real_BT))])
             targets.append(self.log.item[rows[:, 1:][real_BT]])
             owners.append(users[group][np.nonzero(real_BT)[0]])
         made = Predictions(torch.cat(hidden), np.concatenate(targets), np.concatenate(owners))

@@ -58,7 +58,7 @@ class HSTU(NextItem):
         """See `Fitted.encode`; L2-normalised."""
         rows = np.maximum(rows_BT, 0)
         item_BT, timestamp_BT = self.log.item[rows], self.log.events.timestamp[rows]
-        h_BTD: Tensor = self.model(*map(torch.from_numpy, (item_BT, timestamp_BT, real_lengths(rows_BT))))
+        h_BTD: Tensor = self.model(*map(torch.as_tensor, (item_BT, timestamp_BT, real_lengths(rows_BT))))
         return h_BTD
 
     def items(self) -> Tensor:
@@ -70,7 +70,7 @@ class HSTU(NextItem):
         return self.negatives.loss(rng, made.hidden, made.target, self._vectors, self._temperature)
 
     def _vectors(self, items: Indices) -> Tensor:
-        return F.normalize(self.model.item(torch.from_numpy(items)), dim=-1)
+        return F.normalize(self.model.item(torch.as_tensor(items)), dim=-1)
 
 
 class HSTUModel(nn.Module):

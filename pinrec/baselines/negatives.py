@@ -40,7 +40,7 @@ class Negatives:
         if self.log_q:
             share = self.counts_N[pool] / max(1, int(self.counts_N.sum()))
             weight /= len(chosen) * share + self.uniform / items
-        return pool, torch.from_numpy(np.log(weight).astype(np.float32))
+        return pool, torch.as_tensor(np.log(weight).astype(np.float32))
 
     def loss(
         self,
@@ -59,13 +59,13 @@ class Negatives:
         """
         pool, log_weight_P = self.draw(rng, target_M)
         used, place = np.unique(np.concatenate((target_M, pool)), return_inverse=True)
-        vector_UD, at = vectors(used), torch.from_numpy(place)
+        vector_UD, at = vectors(used), torch.as_tensor(place)
         return sampled_softmax(
             e_MD,
             vector_UD[at[: len(target_M)], None],
             torch.ones(len(target_M), 1, dtype=torch.bool),
             vector_UD[at[len(target_M) :]],
             log_weight_P,
-            torch.from_numpy(target_M[:, None] == pool),
+            torch.as_tensor(target_M[:, None] == pool),
             temperature,
         ).mean()

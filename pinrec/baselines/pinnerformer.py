@@ -83,7 +83,7 @@ class PinnerFormer(Fitted):
         for group in by_length(length):
             rows_BT = self.training.padded(users[group], begin[group], length[group])
             place, target = self._targets(rows_BT, rng)
-            hidden.append(self.encode(rows_BT).flatten(0, 1)[torch.from_numpy(place)])
+            hidden.append(self.encode(rows_BT).flatten(0, 1)[torch.as_tensor(place)])
             targets.append(target)
         target_M = np.concatenate(targets)
         if not len(target_M):
@@ -157,16 +157,16 @@ class PinnerFormerModel(nn.Module):
         length_B: Indices,
     ) -> Tensor:
         """[B, T, D], L2-normalised. Item -1 (a query, an unknown item) is a token without item."""
-        known_BT1 = torch.from_numpy((item_BT >= 0)[:, :, None])
+        known_BT1 = torch.as_tensor((item_BT >= 0)[:, :, None])
         item_BTD = self.items.each(np.maximum(item_BT, 0)) * known_BT1
         place_BT = np.minimum(
             np.arange(item_BT.shape[1]) + self.config.max_length - length_B[:, None], self.config.max_length - 1
         )
         x_BTD = (
             self.token(torch.cat((item_BTD, self._time(timestamp_BT)), -1))
-            + self.action(torch.from_numpy(action_BT))
-            + self.surface(torch.from_numpy(surface_BT))
-            + self.position(torch.from_numpy(place_BT))
+            + self.action(torch.as_tensor(action_BT))
+            + self.surface(torch.as_tensor(surface_BT))
+            + self.position(torch.as_tensor(place_BT))
         )
         x_BTD = F.dropout(x_BTD, self.config.dropout, self.training)
         for block in self.blocks:
@@ -178,8 +178,8 @@ class PinnerFormerModel(nn.Module):
         phase = [2 * np.pi * np.mod(timestamp_BT, period) / period for period in PERIODS_S]
         absolute = np.stack([f(p) for p in phase for f in (np.sin, np.cos)], -1).astype(np.float32)
         gap_s = np.maximum(0.0, np.diff(timestamp_BT, axis=1, prepend=timestamp_BT[:, :1]))
-        gap_BT1 = torch.from_numpy(np.log1p(gap_s).astype(np.float32))[:, :, None]
-        return torch.cat((torch.from_numpy(absolute), gap_BT1 / 10, self.gap(gap_BT1).cos()), -1)
+        gap_BT1 = torch.as_tensor(np.log1p(gap_s).astype(np.float32))[:, :, None]
+        return torch.cat((torch.as_tensor(absolute), gap_BT1 / 10, self.gap(gap_BT1).cos()), -1)
 
 
 class Block(nn.Module):

@@ -30,7 +30,7 @@ class Popular:
         age_s = split.log.events.timestamp[row].max(initial=0.0) - split.log.events.timestamp[row]
         weight = np.exp2(-age_s / config.half_life_s) if config.kind == "recent" else np.ones(len(row))
         counts = np.bincount(split.log.item[row], weight, len(split.log.catalogue))
-        self._scores_N = torch.from_numpy(counts.astype(np.float32))
+        self._scores_N = torch.as_tensor(counts.astype(np.float32))
 
     def fit_epoch(self) -> float:
         """Nothing to do."""

@@ -53,8 +53,8 @@ class SASRec(NextItem):
 
     def encode(self, rows_BT: Indices) -> Tensor:
         """See `Fitted.encode`."""
-        item_BT = torch.from_numpy(self.log.item[np.maximum(rows_BT, 0)])
-        h_BTD: Tensor = self.model(item_BT, torch.from_numpy(real_lengths(rows_BT)))
+        item_BT = torch.as_tensor(self.log.item[np.maximum(rows_BT, 0)])
+        h_BTD: Tensor = self.model(item_BT, torch.as_tensor(real_lengths(rows_BT)))
         return h_BTD
 
     def items(self) -> Tensor:
@@ -64,9 +64,9 @@ class SASRec(NextItem):
     def objective(self, made: Predictions, rng: np.random.Generator) -> Tensor:
         """See `NextItem.objective`."""
         if self.config.loss == "softmax":
-            return exact_softmax(made.hidden, self.model.item.weight, torch.from_numpy(made.target))
-        h_MD, positive_MD = made.hidden, self.model.item(torch.from_numpy(made.target))
-        negative_MD = self.model.item(torch.from_numpy(self._unmet(made.user, rng)))
+            return exact_softmax(made.hidden, self.model.item.weight, torch.as_tensor(made.target))
+        h_MD, positive_MD = made.hidden, self.model.item(torch.as_tensor(made.target))
+        negative_MD = self.model.item(torch.as_tensor(self._unmet(made.user, rng)))
         return F.softplus(-(h_MD * positive_MD).sum(1)).mean() + F.softplus((h_MD * negative_MD).sum(1)).mean()
 
     def _pair(self, user: Indices, item: Indices) -> Indices:

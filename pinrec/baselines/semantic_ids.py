@@ -135,7 +135,7 @@ def residual_codes(x_ND: Tensor, config: SemanticIdConfig, seed: int = 0) -> Ind
     for _ in range(config.levels):
         centre_SD, code_N = _k_means(x_ND, config.codes, config.iterations, rng)
         x_ND = x_ND - centre_SD[code_N]
-        codes.append(code_N.numpy())
+        codes.append(code_N.cpu().numpy())
     return np.stack(codes, 1)
 
 
@@ -184,7 +184,7 @@ def _ppmi(histories: Sequence[Indices], items: int, window: int) -> Tensor:
 
 def _sparse(row: Indices, column: Indices, value: NDArray[np.float32], shape: tuple[int, int]) -> Tensor:
     return torch.sparse_coo_tensor(
-        torch.from_numpy(np.stack((row, column))), torch.from_numpy(value), shape, check_invariants=False
+        torch.as_tensor(np.stack((row, column))), torch.as_tensor(value), shape, check_invariants=False
     ).coalesce()
 
 
@@ -209,7 +209,7 @@ def _k_means(x_ND: Tensor, centres: int, iterations: int, rng: np.random.Generat
     chosen = [int(rng.integers(len(x_ND)))]
     gap_N = (x_ND - x_ND[chosen[0]]).square().sum(1)
     while len(chosen) < min(centres, len(x_ND)) and float(gap_N.max()) > 1e-9:
-        ends_N = gap_N.double().cumsum(0).numpy()
+        ends_N = gap_N.double().cumsum(0).cpu().numpy()
         at = int(np.searchsorted(ends_N, rng.random() * ends_N[-1], side="right"))
         chosen.append(min(at, len(x_ND) - 1))
         gap_N = torch.minimum(gap_N, (x_ND - x_ND[chosen[-1]]).square().sum(1))

@@ -168,12 +168,12 @@ class Beams:
 
     def __init__(self, model: CodeDecoder, ids: SemanticIds) -> None:
         self.model = model
-        self.code_NV = torch.from_numpy(ids.code_NV)
-        self.row_N = torch.from_numpy(ids.row)
-        self.node_VN = torch.from_numpy(np.stack([level.node_N for level in ids.trie]))
+        self.code_NV = torch.as_tensor(ids.code_NV)
+        self.row_N = torch.as_tensor(ids.row)
+        self.node_VN = torch.as_tensor(np.stack([level.node_N for level in ids.trie]))
         self.items_below = [torch.bincount(node_N) for node_N in self.node_VN]
-        self.first = [torch.from_numpy(level.first_P) for level in ids.trie]
-        self.code = [torch.from_numpy(level.code_PC) for level in ids.trie]
+        self.first = [torch.as_tensor(level.first_P) for level in ids.trie]
+        self.code = [torch.as_tensor(level.code_PC) for level in ids.trie]
 
     @torch.inference_mode()
     def search(self, item_BL: Tensor, length_B: Tensor, seen: list[Indices], beams: int) -> tuple[Tensor, Tensor]:
@@ -214,8 +214,8 @@ class Beams:
 
     def _open(self, seen: list[Indices]) -> list[Tensor]:
         """For each level, bool[B, nodes]: whether the user has unseen items below the node."""
-        user = torch.from_numpy(np.repeat(np.arange(len(seen)), [len(rows) for rows in seen]))
-        node_VM = self.node_VN[:, torch.from_numpy(np.concatenate(seen))]
+        user = torch.as_tensor(np.repeat(np.arange(len(seen)), [len(rows) for rows in seen]))
+        node_VM = self.node_VN[:, torch.as_tensor(np.concatenate(seen))]
         opened = []
         for node_M, items in zip(node_VM, self.items_below, strict=True):
             left = items.repeat(len(seen), 1)
@@ -258,7 +258,7 @@ class Tiger:
             for step, rows_BL in enumerate(batches):
                 rate = self.config.learning_rate * self._schedule((self.epoch + step / len(batches)) / self.epochs)
                 self.optimiser.param_groups[0]["lr"] = rate
-                loss = self.model.loss(self.beams.code_NV[self.log.item[rows_BL]], torch.from_numpy(rows_BL >= 0))
+                loss = self.model.loss(self.beams.code_NV[self.log.item[rows_BL]], torch.as_tensor(rows_BL >= 0))
                 self.optimiser.zero_grad()
                 torch.autograd.backward(loss)
                 nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
@@ -275,7 +275,7 @@ class Tiger:
 
     def state(self) -> dict[str, Tensor]:
         """Weights, optimiser, semantic IDs and epochs done."""
-        state = {"epoch": torch.tensor(self.epoch), "codes": torch.from_numpy(self.ids.code_NV.copy())}
+        state = {"epoch": torch.tensor(self.epoch), "codes": torch.as_tensor(self.ids.code_NV.copy())}
         state |= {f"model.{name}": value.clone() for name, value in self.model.state_dict().items()}
         for index, moments in self.optimiser.state_dict()["state"].items():
             state |= {f"optimiser.{index}.{name}": value.clone() for name, value in moments.items()}
@@ -283,7 +283,7 @@ class Tiger:
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on from `state`. The IDs are taken from it too: another machine may round a borderline item elsewhere."""
-        self._make(SemanticIds(state["codes"].numpy().copy()))
+        self._make(SemanticIds(state["codes"].cpu().numpy().copy()))
         self.epoch, self._made = int(state["epoch"]), None
         self.model.load_state_dict({n.removeprefix("model."): v for n, v in state.items() if n.startswith("model.")})
         optimiser = self.optimiser.state_dict()
@@ -309,12 +309,12 @@ class Tiger:
                 users = group[at : at + BATCH]
                 rows_BL = histories.last(users, self.config.history)
                 found, _ = self.beams.search(
-                    torch.from_numpy(self.log.item[rows_BL]),
-                    torch.from_numpy(real_lengths(rows_BL)),
+                    torch.as_tensor(self.log.item[rows_BL]),
+                    torch.as_tensor(real_lengths(rows_BL)),
                     [cases.seen[user] for user in users],
                     max(k, self.config.beam),
                 )
-                lists[users, : found.shape[1]] = found[:, :k].numpy()
+                lists[users, : found.shape[1]] = found[:, :k].cpu().numpy()
         return lists
 
     def generated(self, cases: Cases, embeddings: int, k: int) -> Rows:

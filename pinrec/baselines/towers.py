@@ -19,8 +19,8 @@ class ItemTower(nn.Module):
         super().__init__()
         # The features there are, numbered without gaps; 0 is padding.
         features, at = np.unique(np.append(catalogue.bags.ravel(), 0), return_inverse=True)
-        self.bag_NG = torch.from_numpy(at[:-1].reshape(catalogue.bags.shape).astype(np.int64))
-        self.content_NC = torch.from_numpy(catalogue.content)
+        self.bag_NG = torch.as_tensor(at[:-1].reshape(catalogue.bags.shape).astype(np.int64))
+        self.content_NC = torch.as_tensor(catalogue.content)
         self.id = nn.Embedding(len(catalogue), width)
         self.bag = nn.EmbeddingBag(len(features), width, mode="mean", padding_idx=0)
         self.project = nn.Linear(2 * width + self.content_NC.shape[1], width)
@@ -31,7 +31,7 @@ class ItemTower(nn.Module):
 
     def forward(self, items: Indices) -> Tensor:
         """[n, D] from n catalogue rows."""
-        rows = torch.from_numpy(items)
+        rows = torch.as_tensor(items)
         parts = (self.id(rows), self.bag(self.bag_NG[rows]), self.content_NC[rows])
         return F.normalize(self.project(torch.cat(parts, 1)), dim=-1)
 
@@ -39,7 +39,7 @@ class ItemTower(nn.Module):
         """[B, T, D] from int64[B, T]; an item that is there often is computed once."""
         used, at = np.unique(items_BT, return_inverse=True)
         vectors: Tensor = self(used)
-        return vectors[torch.from_numpy(at.reshape(items_BT.shape))]
+        return vectors[torch.as_tensor(at.reshape(items_BT.shape))]
 
     def all(self) -> Tensor:
         """[N, D], the whole catalogue."""

@@ -101,7 +101,7 @@ class LiveTown:
             return []
         since, self._last = self._last, now
         self._credit = min(self._credit + (now - since) * self._rate, max(1.0, _GAP_S * self._rate))
-        changes = self._turn_over(now)
+        changes = turned_over(self._items, self._visits, now)
         events: list[UserEvent] = []
         while self._credit > 0:
             if not (self._steps and self._steps[0][0] <= now) and not self._start_someone(now):
@@ -145,11 +145,13 @@ class LiveTown:
                 return True
         return False
 
-    def _turn_over(self, now: float) -> list[LiveMessage]:
-        changes: list[LiveMessage] = []
-        for row in self._items.appear(now):
-            gone = self._items.withdraw_oldest()
-            changes += [self._items.update(row), Withdrawal(self._items[gone].item_id)]
-        if changes:
-            self._visits.house.stale()
-        return changes
+
+def turned_over(items: TownItems, visits: Visits, now: float) -> list[ItemUpdate | Withdrawal]:
+    """The catalogue changes since the last call: each new item withdraws the oldest."""
+    changes: list[ItemUpdate | Withdrawal] = []
+    for row in items.appear(now):
+        gone = items.withdraw_oldest()
+        changes += [items.update(row), Withdrawal(items[gone].item_id)]
+    if changes:
+        visits.house.stale()
+    return changes

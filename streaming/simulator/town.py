@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from streaming.schema import ItemUpdate, Recommendation, UserEvent
 from streaming.simulator.config import TownConfig
 from streaming.simulator.items import OUTCOMES, TownItems
-from streaming.simulator.live import LiveTown
+from streaming.simulator.live import LiveTown, Withdrawal, turned_over
 from streaming.simulator.memory import Memory
 from streaming.simulator.past import past_events
 from streaming.simulator.people import DAY_S, People
@@ -69,6 +69,20 @@ class Town:
             events_per_s=events_per_s,
             started_at=start,
         )
+
+    def turn_over(self, now: float) -> list[ItemUpdate | Withdrawal]:
+        """The catalogue changes since the last call, for a caller who drives the town without `live`.
+
+        Args:
+            now: epoch seconds, never earlier than in the last call.
+        """
+        return turned_over(self._items, self._visits, now)
+
+    def about(self, at: float) -> NDArray[np.float64]:
+        """Chance of each of `user_ids` to be the next who starts a session. float64[inhabitants], sums to 1."""
+        weights = self._people.about(at)
+        chances: NDArray[np.float64] = weights / weights.sum()
+        return chances
 
     def answer(self, recommendation: Recommendation, now: float, surface: str = "home") -> list[UserEvent]:
         """An inhabitant looks at a list at once: impressions and actions, each with the list's request_id.

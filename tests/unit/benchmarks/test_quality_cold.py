@@ -1,9 +1,10 @@
-import json
-
 import numpy as np
 import pytest
 
 from benchmarks.quality import cold
+from benchmarks.quality.cold_record import read_colds
+from benchmarks.quality.cold_report import cold_section
+from benchmarks.result import BenchmarkError
 from pinrec.protocols import Split, by_time
 from streaming.simulator import TownConfig
 from tests.unit.pinrec.small_split import user_log
@@ -36,9 +37,21 @@ def test_a_small_town_is_measured_from_its_past_to_the_json(tmp_path, monkeypatc
     monkeypatch.setattr(cold, "TownConfig", lambda: small)
     monkeypatch.setattr(cold, "use_all_cores", lambda: None)
     assert cold.main(["--town", "--epochs", "1", "--out", str(tmp_path)]) == 0
-    run = cold.ColdRun.model_validate(json.loads((tmp_path / "town-cold-seed0.json").read_text()))
+    (run,) = read_colds(tmp_path)
     assert sum(group.items for group in run.groups.values()) == 120
     assert sum(group.answers for group in run.groups.values()) == pytest.approx(1)
     assert all(0 <= group.found <= group.targets for group in run.groups.values())
     assert "of the answers" in capsys.readouterr().out
+    page = "\n".join(cold_section([run]))
+    for label, group in run.groups.items():
+        (line,) = [line for line in page.splitlines() if f"| {label.removesuffix(' events')} |" in line]
+        assert f"| {group.items} | {100 * group.answers:.1f} % (" in line
+        assert f"| {group.targets:,} |" in line
     assert cold.main(["--data", str(tmp_path / "nothing")]) == 2
+
+
+def test_a_file_that_is_no_measure_of_cold_items_is_named(tmp_path):
+    assert read_colds(tmp_path / "none") == []
+    (tmp_path / "town-cold-seed0.json").write_text("{}")
+    with pytest.raises(BenchmarkError, match=r"town-cold-seed0\.json: not a measure of this version"):
+        read_colds(tmp_path)

@@ -4,6 +4,8 @@ import pytest
 from benchmarks.quality import report
 from benchmarks.quality.budgets_record import FOLDER as BUDGETS
 from benchmarks.quality.budgets_record import read_budgets
+from benchmarks.quality.cold_record import FOLDER as COLD
+from benchmarks.quality.cold_record import read_colds
 from benchmarks.quality.compare import difference, figure, interval
 from benchmarks.quality.plan import BASELINES, METHOD, plan
 from benchmarks.quality.ranking_record import FOLDER, read_rankings
@@ -69,7 +71,7 @@ def row(text, start, section=""):
 def test_document_is_what_the_results_give():
     runs = read_runs(RESULTS)
     budgets = read_budgets(BUDGETS)
-    expected = render(runs, read_rankings(FOLDER), budgets, read_speeds(SPEEDS))
+    expected = render(runs, read_rankings(FOLDER), budgets, read_speeds(SPEEDS), read_colds(COLD))
     assert DOCUMENT.read_text() == expected, "run `python -m benchmarks.quality.report`"
     assert all((PLOTS / f"{name}.svg").exists() for name in plots_of(runs, budgets))
 

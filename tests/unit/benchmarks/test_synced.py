@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
-from benchmarks.result import Machine
-from benchmarks.synced.record import Replayed, synced
-from benchmarks.synced.replay import SYNCS_S, K, Replay
-from benchmarks.synced.report import render
+from benchmarks.result import BenchmarkError, Machine
+from benchmarks.synced.record import RESULTS, Replayed, monotone, read_records, synced
+from benchmarks.synced.replay import K, Replay
+from benchmarks.synced.report import DOCUMENT, LOG_PLOT, PLOTS, TOWN_PLOT, render
+from benchmarks.synced.syncs import SYNCS_S
 from pinrec.config import Action, GenerationConfig, ModelConfig, TrainingConfig, Vocabulary
 from pinrec.contender import PinRecRecipe
 from pinrec.dataset import EventColumns
@@ -12,6 +13,7 @@ from pinrec.items import Catalogue, Item
 from pinrec.protocols import UserLog
 
 BEGIN = 1_000_000.0
+MACHINE = Machine(cpu="a", cores=2, memory_gib=1, kernel="k", python="3", filesystem="f")
 RECIPE = PinRecRecipe(
     model=ModelConfig(width=16, layers=1, heads=1, history=32, stride=8, hash_buckets=256, id_width=8),
     training=TrainingConfig(batch_users=8, window=16, uniform_negatives=32),
@@ -58,12 +60,11 @@ def test_histories_hold_what_was_known_at_the_last_sync_and_nothing_later(replay
         return [[] for _ in requests]
 
     monkeypatch.setattr("benchmarks.synced.replay.generate", generate)
-    monkeypatch.setattr(Replay, "_learner", lambda self: None)
-    monkeypatch.setattr(Replay, "_bundle", lambda self, learner: None)
+    monkeypatch.setattr(Replay, "first", None)
     every = np.arange(len(replay.moments))
     for name, seconds in SYNCS_S.items():
         asked.clear()
-        replay._histories(None)
+        replay.histories()
         assert len(asked) == len(SYNCS_S) * len(every)
         of_sync = asked[list(SYNCS_S).index(name) * len(every) :][: len(every)]
         for request in of_sync:
@@ -76,7 +77,7 @@ def test_histories_hold_what_was_known_at_the_last_sync_and_nothing_later(replay
 
 
 def test_on_a_walk_fresh_histories_find_what_stale_ones_do_not(replay):
-    histories, weights = replay.run()
+    histories, weights = replay.histories(), replay.weights()
     assert set(histories) == set(SYNCS_S)
     assert set(weights) == set(SYNCS_S) - {"event"}
     assert histories["event"].mean() > histories["never"].mean() + 0.2
@@ -93,15 +94,31 @@ def test_the_page_says_how_each_sync_compares_with_never():
     rows = synced(found)
     assert rows[1].gain == rows[1].low == rows[1].high == 0
     assert rows[0].low > 0
-    machine = Machine(cpu="a", cores=2, memory_gib=1, kernel="k", python="3", filesystem="f")
-    replayed = Replayed(
-        data="town", seed=0, days=3, moments=2_000, users=10, rounds=5, histories=rows, weights=rows[::-1],
-        seconds=60, machine=machine, commit="c",
-    )  # fmt: skip
-    assert replayed.monotone("histories")
-    assert not replayed.monotone("weights")
-    page = render([replayed])
+    replays = [
+        Replayed(
+            data="town", what=what, seed=0, days=3, moments=2_000, users=10, rounds=5, rows=of, seconds=60,
+            machine=MACHINE, commit="c",
+        )
+        for what, of in (("histories", rows), ("weights", rows[::-1]))
+    ]  # fmt: skip
+    assert monotone([row.recall for row in rows])
+    page = render(replays, [])
     assert f"| event | {rows[0].recall:.4f} | {rows[0].gain:+.1%}" in page
-    assert "Histories: the rarer the sync, the less is found." in page
-    assert "Weights: not monotone." in page
+    assert "Histories: the rarer the sync, the less is found; 5 rounds of training." in page
+    assert "Weights: not monotone" in page
     assert K == 10, "the page says recall@10"
+
+
+def test_the_page_is_what_the_runs_give():
+    replays, lives = read_records(RESULTS)
+    assert DOCUMENT.read_text() == render(replays, lives), "run `python -m benchmarks.synced --report`"
+    assert (PLOTS / f"{LOG_PLOT}.svg").exists() == bool(replays)
+    assert (PLOTS / f"{TOWN_PLOT}.svg").exists() == bool(lives)
+
+
+def test_without_runs_the_page_says_so_and_a_file_that_is_none_is_named(tmp_path):
+    assert read_records(tmp_path / "none") == ([], [])
+    assert render([], []).count("Not run yet.") == 2
+    (tmp_path / "town-minute-seed0.json").write_text("{}")
+    with pytest.raises(BenchmarkError, match=r"town-minute-seed0\.json: not a run of this version"):
+        read_records(tmp_path)

@@ -1,8 +1,7 @@
-import faiss
 import numpy as np
 import pytest
 
-from pinrec.index import IndexFileError, IndexReport, ItemIndex
+from pinrec.index import IndexFileError, ItemIndex
 
 
 def table(items, width=16, seed=0):
@@ -58,7 +57,15 @@ def test_vectors_that_lie_close_together_are_found_too():
     """As those of a model that has hardly been trained."""
     x_ND = table(20_000, width=32) + 6 * table(1, width=32)
     x_ND /= np.linalg.norm(x_ND, axis=1, keepdims=True)
-    assert ItemIndex.build(x_ND, exact_below=0).report.recall >= 0.98
+    report = ItemIndex.build(x_ND, exact_below=0).report
+    assert report.recall >= 0.98
+    assert report.kind == "ivf", "and without a look at nearly all of them"
+
+
+def test_vectors_without_neighbourhoods_are_searched_exactly():
+    noise_ND = np.random.default_rng(0).normal(size=(3_000, 64)).astype(np.float32)
+    noise_ND /= np.linalg.norm(noise_ND, axis=1, keepdims=True)
+    assert ItemIndex.build(noise_ND, exact_below=0).report.kind == "exact"
 
 
 def test_recall_sees_an_index_over_a_permuted_table(item_table):
@@ -107,18 +114,6 @@ def test_lists_that_no_longer_fit_are_found_anew(item_table):
     wrong = np.random.default_rng(2).permutation(3_000)
     index = ItemIndex.build(other, exact_below=0, like=older, stays_N=wrong)
     assert index.recall(other) == index.report.recall >= 0.98
-
-
-def test_an_older_kind_of_index_is_searched_but_no_model(item_table, tmp_path):
-    graph = faiss.index_factory(16, "IVF219_HNSW32,Flat", faiss.METRIC_INNER_PRODUCT)
-    graph.train(item_table)
-    graph.add(item_table)
-    graph.nprobe = 64
-    faiss.write_index(graph, str(tmp_path / "index.faiss"))
-    older = ItemIndex.load(tmp_path / "index.faiss", report=IndexReport("ivf_hnsw", 64, 1.0))
-    assert older.search(item_table[:1], 1)[1].tolist() == [[0]]
-    index = ItemIndex.build(item_table, exact_below=0, like=older, stays_N=np.arange(3_000))
-    assert isinstance(faiss.downcast_index(index._index.quantizer), faiss.IndexFlat)
 
 
 def test_an_index_without_lists_or_of_another_size_is_no_model(item_table):

@@ -121,3 +121,32 @@ def test_calendar_features_repeat_after_a_week_but_not_after_an_hour(model):
     assert week < 1e-4
     assert hour > 0.1
     assert math.isclose(model.temperature.item(), 0.05, rel_tol=1e-5)
+
+
+def test_items_of_a_residual_tower_lie_apart_from_the_first_step_on():
+    catalogue = Catalogue.of([Item(f"i{n}", title="the same") for n in range(50)], CONFIG)
+    alike = {}
+    for tower in ("mlp", "residual"):
+        torch.manual_seed(0)
+        table = PinRecModel(CONFIG.model_copy(update={"tower": tower}), Vocabulary()).item_table(catalogue)
+        np.testing.assert_allclose(np.linalg.norm(table, axis=1), 1, rtol=1e-5)
+        alike[tower] = float((table @ table.T).mean())
+    assert alike["residual"] < 0.2
+    assert alike["mlp"] > 0.8
+
+
+def test_a_residual_tower_learns_from_content():
+    torch.manual_seed(0)
+    model = PinRecModel(CONFIG.model_copy(update={"tower": "residual"}), Vocabulary())
+    optimiser = torch.optim.SGD(model.tower.parameters(), 1.0)
+    hashes, bags = as_int64(np.array([hash_id("a")], np.uint64)), torch.zeros(1, CONFIG.bag_size, dtype=torch.int32)
+    vectors = [
+        lambda content=content: model.item_vectors(hashes, bags, torch.tensor([content]), torch.ones(1, dtype=bool))
+        for content in ([1.0, 0.0, 0.0], [0.0, 0.0, 1.0])
+    ]
+    assert torch.equal(vectors[0](), vectors[1]())
+    for _ in range(2):  # the last layer first, what stands before it then
+        optimiser.zero_grad()
+        (vectors[0]()[0, 0] - vectors[1]()[0, 0] - vectors[0]()[0, 1]).backward()
+        optimiser.step()
+    assert not torch.allclose(vectors[0](), vectors[1](), atol=1e-3)

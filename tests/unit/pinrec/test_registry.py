@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pinrec.bundle import BundleError
-from pinrec.registry import Registry, RegistryError, UnknownVersionError
+from pinrec.registry import Registry
+from pinrec.versions import RegistryError, UnknownVersionError
 from tests.registries import registry_on
 from tests.small_bundle import small_bundle, small_items
 
@@ -91,6 +92,30 @@ def test_prune_keeps_the_newest_the_current_and_the_pinned(registry, bundle):
         registry.prune(keep=0)
 
 
+def test_of_bundles_without_a_verdict_only_the_newest_of_all_stays(registry, bundle):
+    for _ in range(2):
+        registry.publish(bundle)
+    for _ in range(4):
+        registry.publish(bundle, activate=False)
+    registry.prune(keep=2, loading_s=0)
+    assert names(registry) == ["v000001", "v000002", "v000006"], "it may be judged right now"
+    registry.publish(bundle)
+    registry.prune(keep=2, loading_s=0)
+    assert names(registry) == ["v000002", "v000007"]
+
+
+def test_a_candidate_takes_the_place_of_its_parent_alone(registry, bundle):
+    for _ in range(2):
+        registry.publish(bundle)
+    registry.activate("v000001")
+    version = registry.publish(bundle, activate=False)
+    assert registry.advance(version, "v000002").state == "refused"
+    assert registry.current() == "v000001", "an operator's choice stands"
+    version = registry.publish(bundle, activate=False)
+    assert registry.advance(version, "v000001").state == "passed"
+    assert registry.current() == version == "v000004"
+
+
 def test_a_version_number_is_never_used_twice(registry, bundle):
     for _ in range(3):
         registry.publish(bundle)
@@ -101,7 +126,7 @@ def test_a_version_number_is_never_used_twice(registry, bundle):
 
 def test_pruning_leaves_a_version_that_is_being_written_to_its_publisher(registry, bundle):
     registry.publish(bundle)
-    assert Registry(registry.url)._claim() == "v000002"
+    assert Registry(registry.url)._store.claim() == "v000002"
     registry.prune(keep=1, loading_s=0)
     assert registry.publish(bundle) == "v000003"
 
@@ -116,9 +141,9 @@ def test_publishers_at_the_same_time_never_write_the_same_version(registry, bund
 
 def test_the_pointer_never_moves_back_by_a_slow_publisher(registry, bundle, monkeypatch):
     slow = Registry(registry.url)
-    monkeypatch.setattr(slow, "_claim", lambda: "v000001")
-    registry._fs.makedirs(registry._root, exist_ok=True)
-    monkeypatch.setattr(registry, "_claim", lambda: "v000002")
+    monkeypatch.setattr(slow._store, "claim", lambda: "v000001")
+    registry._store._fs.makedirs(registry._store._root, exist_ok=True)
+    monkeypatch.setattr(registry._store, "claim", lambda: "v000002")
     registry.publish(bundle)
     slow.publish(bundle)
     assert names(registry) == ["v000001", "v000002"]
@@ -137,8 +162,8 @@ def test_a_bundle_that_fails_its_checks_is_not_published(registry, bundle, monke
 
 def test_a_damaged_version_is_listed_with_its_problem_and_refused(registry, bundle):
     version = registry.publish(bundle)
-    path = f"{registry._root}/{version}/manifest.json"
-    registry._fs.pipe_file(path, registry._fs.cat_file(path).replace(b'"items":40', b'"items":41'))
+    path = f"{registry._store._root}/{version}/manifest.json"
+    registry._store._fs.pipe_file(path, registry._store._fs.cat_file(path).replace(b'"items":40', b'"items":41'))
     assert "manifest.json is not as it was written" in registry.versions()[0].problem
     with pytest.raises(BundleError) as error:
         registry.load(version)
@@ -148,7 +173,7 @@ def test_a_damaged_version_is_listed_with_its_problem_and_refused(registry, bund
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"version": 3}', b'{"version": "../../etc"}'])
 def test_a_damaged_pointer_is_a_clear_error_and_activation_mends_it(registry, bundle, text):
     version = registry.publish(bundle)
-    registry._fs.pipe_file(f"{registry._root}/current.json", text)
+    registry._store._fs.pipe_file(f"{registry._store._root}/current.json", text)
     with pytest.raises(RegistryError, match="activate a version anew"):
         registry.current()
     registry.activate(version)

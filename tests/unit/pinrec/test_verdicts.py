@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pinrec.registry import ForbiddenVersionError, Registry, RegistryError
+from pinrec.registry import Registry
 from pinrec.verdicts import Refusal
+from pinrec.versions import ForbiddenVersionError, RegistryError
 from tests.registries import registry_on
 from tests.small_bundle import small_bundle, small_items
 
@@ -40,7 +41,7 @@ def test_a_candidate_serves_once_it_has_passed(registry, bundle):
     published(registry, bundle, 1)
     version = registry.publish(bundle, activate=False)
     assert (registry.current(), states(registry)[version]) == ("v000001", "candidate")
-    assert registry.advance(version)
+    assert registry.advance(version, "v000001").state == "passed"
     assert (registry.current(), states(registry)[version]) == (version, "passed")
 
 
@@ -48,7 +49,7 @@ def test_a_refused_version_is_listed_with_check_figure_and_bound_and_never_serve
     published(registry, bundle, 1)
     version = registry.publish(bundle, activate=False)
     registry.refuse([UNLIKE], version)
-    assert not registry.advance(version)
+    assert registry.advance(version, "v000001").state == "refused"
     assert registry.current() == "v000001"
     (info,) = (info for info in registry.versions() if info.version == version)
     assert (info.state, info.verdict.refusals) == ("refused", (UNLIKE,))
@@ -75,7 +76,7 @@ def test_rollback_goes_to_the_newest_older_version_that_passed_and_withdraws_the
     assert states(registry) == {
         "v000001": "passed", "v000002": "passed", "v000003": "refused", "v000004": "candidate", "v000005": "withdrawn",
     }  # fmt: skip
-    assert not registry.advance("v000005"), "it does not come again by itself"
+    assert registry.advance("v000005", "v000002").state == "withdrawn", "it does not come again by itself"
     assert registry.current() == "v000002"
     registry.publish(bundle)
     assert registry.rollback(WORSE) == "v000002", "nor by a rollback of a later one"
@@ -107,8 +108,8 @@ def test_a_verdict_that_cannot_be_read_lets_nothing_serve(registry, bundle):
     published(registry, bundle, 1)
     version = registry.publish(bundle, activate=False)
     registry.refuse([UNLIKE], version)
-    registry._fs.pipe_file(registry._at("verdicts", f"{version}.json"), b"{half")
-    assert not registry.advance(version)
+    registry._store._fs.pipe_file(registry._store._at("verdicts", f"{version}.json"), b"{half")
+    assert registry.advance(version, "v000001").state == "refused"
     assert states(registry)[version] == "refused"
 
 
@@ -146,7 +147,7 @@ def test_a_rollback_and_a_publisher_at_once_never_leave_a_withdrawn_version_serv
 def test_a_slow_store_shows_a_version_only_when_all_of_it_is_there(bundle, tmp_path, monkeypatch):
     registry = Registry(f"memory://{uuid.uuid4().hex}/models", cache=tmp_path)
     published(registry, bundle, 1)
-    put, reached, go_on = registry._fs.put_file, threading.Event(), threading.Event()
+    put, reached, go_on = registry._store._fs.put_file, threading.Event(), threading.Event()
 
     def slow(source, target, **options):
         if target.endswith("table.npy"):
@@ -154,7 +155,7 @@ def test_a_slow_store_shows_a_version_only_when_all_of_it_is_there(bundle, tmp_p
             assert go_on.wait(30)
         return put(source, target, **options)
 
-    monkeypatch.setattr(registry._fs, "put_file", slow)
+    monkeypatch.setattr(registry._store._fs, "put_file", slow)
     with ThreadPoolExecutor(1) as pool:
         publishing = pool.submit(registry.publish, bundle)
         assert reached.wait(30)
@@ -171,8 +172,8 @@ def test_a_store_that_takes_nothing_is_a_clear_error_and_the_old_version_stands(
     def readonly(*_, **__):
         raise PermissionError(30, "Read-only file system")
 
-    for name in ("_replace", "_claim"):
-        monkeypatch.setattr(registry, name, readonly)
+    for name in ("replace", "claim"):
+        monkeypatch.setattr(registry._store, name, readonly)
     for act in (
         lambda: registry.publish(bundle),
         lambda: registry.rollback(WORSE),

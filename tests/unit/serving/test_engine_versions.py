@@ -72,6 +72,36 @@ def test_the_pointer_is_moved_back_and_only_force_brings_a_withdrawn_version_aga
     assert (nothing_older.status, after.current) == (409, "v000001")
 
 
+def test_a_version_of_the_split_that_is_taken_back_answers_nobody_until_it_is_forced(settings):
+    serving = settings.serving.model_copy(update={"split": {"v000002": 0.4}})
+    settings = settings.model_copy(update={"serving": serving})
+    registry = Registry(settings.state.registry)
+
+    async def asked():
+        engine, found = Engine(settings, 0), []
+        for move in (
+            lambda: None,
+            lambda: registry.rollback(Refusal(check="operator", message="wrong prices"), to="v000001"),
+            lambda: registry.activate("v000002", force=True),
+        ):
+            move()
+            engine._live.refresh()
+            engine._split._others["v000002"].live.refresh()
+            queries = (RecommendationRequest(user_id=user, k=5) for user in USERS)
+            answers = await asyncio.gather(*(engine.recommend(query) for query in queries))
+            found.append(({answer.model_version for answer in answers}, await engine.status()))
+        return found
+
+    (before, _), (after, status), (forced, again) = asyncio.run(asked())
+    assert before == {"v000002", "v000003"}
+    assert after == {"v000001"}, "its users go where the pointer is"
+    assert status["split"]["v000002"]["live_since"] is None
+    said = "serving.split: v000002 does not serve: it was withdrawn (operator: wrong prices)"
+    assert said in status["troubles"]
+    assert forced == {"v000002"}
+    assert said not in again["troubles"]
+
+
 def test_a_pinned_version_wins_over_the_trainer_and_over_operators(settings):
     settings = settings.model_copy(update={"pinned_version": "v000002"})
     registry = Registry(settings.state.registry)

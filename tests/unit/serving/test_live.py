@@ -105,6 +105,37 @@ def test_a_replica_that_starts_while_the_current_version_is_broken_takes_the_new
     assert (live.version, live.trouble) == ("v000005", None)
 
 
+@pytest.mark.parametrize("fails", ["older", "load"])
+def test_a_replica_without_a_version_looks_for_an_older_one_until_it_finds_one(registry, bundle, monkeypatch, fails):
+    registry.publish(bundle)
+    corrupt(registry, registry.publish(bundle))
+    live, load = live_bundle(registry), registry.load
+
+    def unreadable(version):
+        if fails == "load" and version == "v000002":
+            return load(version)
+        raise OSError("input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, fails, unreadable)
+        assert not live.refresh()
+        assert live.trouble.startswith("v000002 refused: hash")
+    assert live.refresh()
+    assert live.version == "v000001"
+
+
+def test_versions_are_older_by_their_number(registry, bundle, tmp_path):
+    claims = tmp_path / "models" / "claims"
+    claims.mkdir(parents=True)
+    (claims / "v999998").touch()
+    registry.publish(bundle)
+    corrupt(registry, registry.publish(bundle))
+    assert registry.current() == "v1000000"
+    live = live_bundle(registry)
+    assert live.refresh()
+    assert live.version == "v999999"
+
+
 def test_no_other_version_takes_the_place_of_a_pinned_one(registry, bundle):
     registry.publish(bundle)
     corrupt(registry, registry.publish(bundle))

@@ -10,6 +10,7 @@ from pinrec.bundle import read_learner
 from pinrec.config import GateSettings, GenerationConfig, ModelConfig, TrainingConfig, Vocabulary
 from pinrec.registry import Registry
 from pinrec.verdicts import Refusal
+from pinrec.versions import RegistryError
 from streaming.archive import Archive, RowBuffer
 from streaming.config import KafkaSettings, StateSettings, TrainerSettings
 from streaming.trainer import Trainer
@@ -129,6 +130,32 @@ def test_the_gate_catches_a_poisoned_minute_and_training_goes_on_from_before_it(
     log.walk(600)
     assert training.round() == registry.current() == "v000004"
     assert registry.versions()[-1].metrics["earlier_events"] > 0
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_poisoned_round_is_judged_as_such_though_it_was_trained_on_before_it_could_be_published(
+    state, log, registry, monkeypatch, restarts
+):
+    """Its events are not known to the version that serves, however long the learner knows them."""
+    limits = GateSettings(item_share=1.0, diversity=0.0)  # leaves it to what was known before
+    log.walk(1_800)
+    training = trainer(state, limits)
+    assert training.round() == "v000001"
+    log.poison(3_000)
+
+    def full(*_, **__):
+        raise RegistryError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "publish", full)
+        with pytest.raises(RegistryError, match="no space left"):
+            training.round()
+    if restarts:
+        training = trainer(state, limits)
+    assert training.round() is None
+    assert registry.current() == "v000001"
+    assert [refusal.check for refusal in registry.versions()[-1].verdict.refusals] == ["earlier_recall"]
+    assert same_weights(training, registry, "v000001")
 
 
 def test_the_watch_takes_back_what_passed_the_gate_and_training_goes_on_from_before_it(state, log, registry):

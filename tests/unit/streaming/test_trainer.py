@@ -11,7 +11,8 @@ from pinrec.dataset import EventColumns
 from pinrec.evaluation import prequential
 from pinrec.hashing import hash_id
 from pinrec.items import Catalogue, Item
-from pinrec.registry import Registry, RegistryError
+from pinrec.registry import Registry
+from pinrec.versions import RegistryError
 from streaming.config import KafkaSettings, StateSettings, TrainerSettings
 from streaming.publisher import EventPublisher
 from streaming.schema import EventCodec, ItemUpdate, ModelAnnouncement

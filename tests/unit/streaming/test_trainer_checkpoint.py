@@ -15,75 +15,22 @@ import time
 import pytest
 import torch
 
-import streaming.trainer
-import streaming.training_catalogue
 from pinrec.bundle import read_learner
-from pinrec.config import GenerationConfig, ModelConfig, TrainingConfig, Vocabulary
-from pinrec.registry import Registry, RegistryError
+from pinrec.registry import Registry
+from pinrec.versions import RegistryError
 from streaming.checkpoint import CHECKPOINT, PUBLISHED, ROUND, TrainerFolder
-from streaming.config import KafkaSettings, StateSettings, TrainerSettings
-from streaming.publisher import PublishError
-from streaming.trainer import Trainer
+from streaming.config import StateSettings
 from streaming.training_log import Standing
 from tests.archived_log import ArchivedLog
 from tests.eventually import eventually
+from tests.small_trainer import checkpoint, new_trainer, trainer, without_kafka
 
-MODEL = ModelConfig(width=8, layers=1, heads=2, history=16, stride=8, hash_buckets=64, id_width=8, bag_buckets=16)
-TRAINING = TrainingConfig(
-    batch_users=2, window=8, uniform_negatives=8, initial_steps=4, round_steps=3, averaging=0.9, replay_share=0.3
-)
-NOWHERE = KafkaSettings(bootstrap="127.0.0.1:9")
 CHUNKS, KILLS, EVENTS = 4, 10, 40
-
-
-class EmptyTopic:
-    """An items topic that says nothing: the catalogue is what the events name."""
-
-    def __init__(self, *_):
-        self.items, self.complete = {}, True
-
-    def update(self):
-        return False
-
-
-def nobody(*_):
-    raise PublishError("nobody listens")
-
-
-def without_kafka():
-    streaming.trainer.EventPublisher = nobody
-    streaming.training_catalogue.CatalogueView = EmptyTopic
 
 
 @pytest.fixture(autouse=True)
 def _no_kafka(monkeypatch):
-    monkeypatch.setattr(streaming.trainer, "EventPublisher", nobody)
-    monkeypatch.setattr(streaming.training_catalogue, "CatalogueView", EmptyTopic)
-
-
-def new_trainer(state, model=MODEL, training=TRAINING, **settings):
-    """One that has not resumed."""
-    torch.set_num_threads(1)
-    return Trainer(
-        state=state,
-        kafka=NOWHERE,
-        vocabulary=Vocabulary(),
-        model=model,
-        training=training,
-        generation=GenerationConfig(),
-        trainer=TrainerSettings(**{"min_events": 10, "holdout_share": 0.3, "holdout_events": 10} | settings),
-    )
-
-
-def trainer(state, **options):
-    """One that has just started."""
-    started = new_trainer(state, **options)
-    started.resume()
-    return started
-
-
-def checkpoint(state):
-    return TrainerFolder(state.trainer).load()
+    without_kafka(monkeypatch.setattr)
 
 
 def assert_same(one, other):

@@ -6,8 +6,9 @@ import uuid
 import pytest
 
 from pinrec.config import GateSettings, Vocabulary
-from pinrec.registry import Registry, RegistryError
+from pinrec.registry import Registry
 from pinrec.verdicts import Refusal
+from pinrec.versions import RegistryError
 from streaming.archive import Archive, RowBuffer
 from streaming.version_outcomes import Comparison, Outcomes, VersionOutcomes, version_of
 from streaming.watch import Watch
@@ -184,7 +185,7 @@ def test_a_version_that_users_engage_with_less_is_rolled_back_and_does_not_come_
     (refusal,) = registry.verdict("v000002").refusals
     assert refusal.check == "outcomes"
     assert refusal.figure < refusal.bound
-    assert not registry.advance("v000002")
+    assert registry.advance("v000002", "v000001").state == "withdrawn"
     assert watching.check() is None
     assert watching.rollbacks == 1
 
@@ -241,3 +242,13 @@ def test_every_list_of_versions_can_show_the_outcomes(town, registry, bundle):
     again.check()
     assert again.outcomes == first.outcomes
     assert again.outcomes["v000001"].impressions == 300
+
+
+def test_damaged_outcomes_are_counted_anew_from_the_archive(town, registry, bundle, caplog):
+    registry.publish(bundle)
+    town.lists("v000001", 30, 0.3)
+    registry.write_outcomes(b"[]")
+    watching = watch(town, registry)
+    watching.check()
+    assert watching.outcomes["v000001"].impressions == 300
+    assert "outcomes are counted anew from the archive: no outcomes of versions" in caplog.text
