@@ -131,5 +131,7 @@ def ranking_loss(
         torch.as_tensor(length_BC),
     )
     met_NO = torch.as_tensor(exposures.met[which_BC[real_BC]]).float()
-    lost = F.binary_cross_entropy_with_logits(logit_BCO[torch.as_tensor(real_BC)], met_NO, reduction="sum")
+    lost = F.binary_cross_entropy_with_logits(
+        logit_BCO.flatten(0, 1)[torch.as_tensor(np.flatnonzero(real_BC))], met_NO, reduction="sum"
+    )
     return lost / total
