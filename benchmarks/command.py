@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if not options.report and not _run(options, out):
             return 1
-        if options.report or not options.quick:
+        if options.report or out == RESULTS:  # what is taken elsewhere is a trial, and no document's
             console.print(f"written: {write_report(out)}", highlight=False, soft_wrap=True)
     except BenchmarkError as error:
         errors.print(f"benchmarks: {error}", highlight=False, soft_wrap=True)
@@ -190,7 +190,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works; changes no document")
     parser.add_argument("--rate", type=_rate, default=100.0, help="events a second of P1 (default: 100)")
     parser.add_argument("--minutes", type=_minutes, default=60.0, help="how long P6 and P11 last (default: 60)")
-    parser.add_argument("--out", type=Path, help=f"folder of the JSONs (default: {RESULTS.relative_to(ROOT)})")
+    where = f"folder of the JSONs (default: {RESULTS.relative_to(ROOT)}); measures in another one change no document"
+    parser.add_argument("--out", type=Path, help=where)
     parser.add_argument("--report", action="store_true", help="only make docs/performance.md from the JSONs")
     return parser.parse_args(arguments)
 

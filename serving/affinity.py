@@ -17,6 +17,15 @@ def partition_of(user_id: str, partitions: int) -> int:
     return (int(murmur2(user_id.encode())) & 0x7FFFFFFF) % partitions
 
 
-def near(handle: DeploymentHandle[Any], partition: int) -> DeploymentHandle[Any]:
-    """The handle, for calls to the replica of a partition."""
-    return handle.options(session_id=str(partition))
+class Near:
+    """Handles for calls to the replica of a partition; making one is not free, so each is made once."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+        self._handles: dict[int, DeploymentHandle[Any]] = {}
+
+    def __call__(self, partition: int) -> DeploymentHandle[Any]:
+        """The handle of a partition."""
+        if partition not in self._handles:
+            self._handles[partition] = self._handle.options(session_id=str(partition))
+        return self._handles[partition]

@@ -17,7 +17,7 @@ from ray.serve.handle import DeploymentHandle
 
 from pinrec.versions import version_number
 from serving import problems
-from serving.affinity import near, partition_of
+from serving.affinity import Near, partition_of
 from serving.api import (
     Accepted,
     Activation,
@@ -34,6 +34,7 @@ from serving.limits import LimitBody
 from serving.metrics import render
 from serving.overview import ask, troubles
 from serving.problems import Problem
+from serving.recommender import Written
 from serving.together import Together
 from serving.tokens import read_token
 from streaming.publisher import Delivery, EventPublisher, PublishError, with_event_id
@@ -90,8 +91,8 @@ class Gateway:
         self._settings = settings
         self._recommender, self._ingestor, self._trainer = recommender, ingestor, trainer
         self._codec = EventCodec(settings.vocabulary, settings.ingest.max_future_s)
-        self._near_handles: dict[int, DeploymentHandle[Any]] = {}
-        self._togethers: dict[int, Together[RecommendationRequest, bytes | Problem]] = {}
+        self._near = Near(recommender)
+        self._together = Together[RecommendationRequest, bytes | Problem](self._written)
         self._publisher: EventPublisher | None = None
         self._connecting = Lock()
         self._publishing = ThreadPoolExecutor(4, "publish")
@@ -102,7 +103,7 @@ class Gateway:
     async def recommend_http(self, request: RecommendationRequest) -> Response:
         """A list for a user, from the newest known state of their history."""
         # Written once, where it is made: as an object it would cross the handle in three times the time.
-        written = await self._patiently(self._together(request.user_id)(request))
+        written = await self._patiently(self._together(self._partition(request.user_id), request))
         return Response(written, media_type="application/json")
 
     async def recommend(self, request: RecommendationRequest) -> Recommendation:
@@ -111,7 +112,7 @@ class Gateway:
         Raises:
             Problem: the request cannot be answered.
         """
-        answer = await self._asked("recommend", request, at=self._near(request.user_id))
+        answer = await self._asked("recommend", request, at=self._near(self._partition(request.user_id)))
         assert isinstance(answer, Recommendation)
         return answer
 
@@ -254,26 +255,14 @@ class Gateway:
     def check_health(self) -> None:
         """Nothing to check: a gateway keeps no state."""
 
-    def _near(self, user_id: str) -> DeploymentHandle[Any]:
-        # A handle is not made for nothing; there are as many as partitions.
-        partition = partition_of(user_id, self._settings.kafka.partitions)
-        handle = self._near_handles.get(partition)
-        if handle is None:
-            handle = self._near_handles[partition] = near(self._recommender, partition)
-        return handle
+    def _partition(self, user_id: str) -> int:
+        return partition_of(user_id, self._settings.kafka.partitions)
 
-    def _together(self, user_id: str) -> Together[RecommendationRequest, bytes | Problem]:
-        partition = partition_of(user_id, self._settings.kafka.partitions)
-        together = self._togethers.get(partition)
-        if together is None:
-            # With a limit of its own: who waits behind a call gives up, the call would hang on.
-            async def ask(requests: list[RecommendationRequest]) -> list[bytes | Problem]:
-                async with asyncio.timeout(_PATIENCE_S):
-                    written: list[bytes | Problem] = await self._near(user_id).recommend_json.remote(requests)
-                return written
-
-            together = self._togethers[partition] = Together(ask)
-        return together
+    async def _written(self, partition: int, requests: list[RecommendationRequest]) -> Written:
+        # With a limit of its own: who waits behind a call gives up, the call would hang on.
+        async with asyncio.timeout(_PATIENCE_S):
+            written: Written = await self._near(partition).recommend_json.remote(requests)
+        return written
 
     async def _asked(self, method: str, *args: Any, at: DeploymentHandle[Any] | None = None) -> Any:
         """What a Recommender replica answers; the Problem it returns is raised.

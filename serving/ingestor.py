@@ -14,8 +14,9 @@ from typing import Any
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from serving.affinity import near
+from serving.affinity import Near
 from serving.config import AppSettings
+from serving.together import Together
 from streaming.archive import Archive
 from streaming.dead_letter_limit import IngestHaltedError
 from streaming.ingest import Ingestor
@@ -27,67 +28,35 @@ log = logging.getLogger(__name__)
 
 _FIRST_RETRY_S = 0.1
 _LAST_RETRY_S = 5.0
-_CALLS = 2
 
 
 class HandleSink:
     """Hands users with new events to the Recommender; a call that fails is made again until it succeeds.
 
-    What is asked for while `_CALLS` calls are under way goes into the next one, each user once: alone, an event is
-    handed over at once, and under load calls grow instead of multiplying. With several replicas each partition's
-    calls go to its own (`serving.affinity`), else all share them. The ingestor commits a range only when its future is
-    done, so lists owed when this process dies are made by the next one.
+    The ingestor commits a range only when its future is done, so lists owed when this process dies are made by the
+    next one.
     """
 
     def __init__(self, recommender: DeploymentHandle[Any], loop: asyncio.AbstractEventLoop) -> None:
-        self._recommender, self._loop = recommender, loop
-        self._replicas = 1
-        self._lanes: dict[int, _Lane] = {}
+        self._near, self._loop = Near(recommender), loop
+        self._together = Together[list[str], None](self._deliver)
 
     def submit(self, partition: int, user_ids: list[str]) -> "Future[None]":
         """Ask for new lists; done when they are published. May be called from any thread."""
-        done: Future[None] = Future()
-        self._loop.call_soon_threadsafe(self._ask, partition, user_ids, done)
-        return done
+        return asyncio.run_coroutine_threadsafe(self._together(partition, user_ids), self._loop)
 
-    def _ask(self, partition: int, user_ids: list[str], done: "Future[None]") -> None:
-        number = partition if self._replicas > 1 else 0
-        lane = self._lanes.setdefault(number, _Lane(number))
-        lane.asked.append((user_ids, done))
-        if len(lane.calls) < _CALLS and len(lane.asked) == 1:
-            self._loop.call_soon(self._call, lane)  # after what else the loop has been given by now
-
-    def _call(self, lane: "_Lane") -> None:
-        if not lane.asked or len(lane.calls) >= _CALLS:
-            return
-        asked, lane.asked = lane.asked, []
-        task = self._loop.create_task(self._deliver(lane, asked))
-        lane.calls.add(task)
-        task.add_done_callback(lane.calls.discard)
-        task.add_done_callback(lambda _finished: self._call(lane))
-
-    async def _deliver(self, lane: "_Lane", asked: "list[tuple[list[str], Future[None]]]") -> None:
-        user_ids = list(dict.fromkeys(user_id for users, _ in asked for user_id in users))
+    async def _deliver(self, partition: int, asked: list[list[str]]) -> tuple[list[None], int]:
+        """One list for each user, however often they were asked for."""
+        user_ids = list(dict.fromkeys(user_id for users in asked for user_id in users))
         pause = _FIRST_RETRY_S
         while True:
             try:
-                self._replicas = (await near(self._recommender, lane.number).generate.remote(user_ids)).replicas
-                break
+                made = await self._near(partition).generate.remote(user_ids)
+                return [None] * len(asked), made.replicas
             except Exception as error:
                 log.warning("lists for %d users not made: %s", len(user_ids), error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LAST_RETRY_S)
-        for _, done in asked:
-            done.set_result(None)
-
-
-@dataclasses.dataclass
-class _Lane:
-    """What is asked for and called together: the users of a partition, or of all."""
-
-    number: int
-    asked: "list[tuple[list[str], Future[None]]]" = dataclasses.field(default_factory=list)
-    calls: "set[asyncio.Task[None]]" = dataclasses.field(default_factory=set)
 
 
 @serve.deployment(name="Ingestor")

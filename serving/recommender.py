@@ -20,6 +20,13 @@ class Generated(NamedTuple):
     replicas: int
 
 
+class Written(NamedTuple):
+    """Answers, and how many replicas there are to ask."""
+
+    answers: list[bytes | Problem]
+    replicas: int
+
+
 @serve.deployment(request_router_config=RequestRouterConfig(request_router_class=ROUTER))  # type: ignore[arg-type]  # a name will do
 class Recommender:
     """Hands each call to the engine. A refusal is returned, not raised, so that it crosses the handle as it is."""
@@ -34,10 +41,13 @@ class Recommender:
         """A list."""
         return await self._engine.recommend(request)
 
-    async def recommend_json(self, requests: list[RecommendationRequest]) -> list[bytes | Problem]:
+    async def recommend_json(self, requests: list[RecommendationRequest]) -> Written:
         """A list for each, as the body of an HTTP answer."""
         answers = await asyncio.gather(*map(self._engine.recommend, requests))
-        return [answer if isinstance(answer, Problem) else answer.model_dump_json().encode() for answer in answers]
+        return Written(
+            [answer if isinstance(answer, Problem) else answer.model_dump_json().encode() for answer in answers],
+            serve.get_replica_context().world_size,
+        )
 
     async def generate(self, user_ids: list[str]) -> Generated:
         """Make and publish new lists for users with new events; returns when Kafka has them."""

@@ -1,8 +1,9 @@
-"""Queries that wait go to a replica together: a call between processes costs more than most of what it carries."""
+"""What waits for a replica goes to it together: a call between processes costs more than most of what it carries."""
 
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
 Query = TypeVar("Query")
@@ -14,44 +15,55 @@ MOST: Final = 64
 """Queries of one call."""
 
 
+@dataclass
+class _Lane(Generic[Query, Answer]):
+    """What is called together: the queries of a partition, or of all."""
+
+    partition: int
+    waiting: "deque[tuple[Query, asyncio.Future[Answer]]]" = field(default_factory=deque)
+    calls: "set[asyncio.Task[None]]" = field(default_factory=set)
+
+
 class Together(Generic[Query, Answer]):
-    """Asks one replica. Lives on one event loop.
+    """Asks replicas. Lives on one event loop.
 
     A query goes at once where fewer than `CALLS` calls are under way; else it waits for one of them to end, and goes
-    with all that wait by then. No fixed delay, and calls carry more by themselves under load.
+    with all that wait by then. No fixed delay, and calls grow under load instead of multiplying. With several replicas
+    each partition's calls go to its own (`serving.affinity`), else all share them.
 
     Args:
-        ask: one call: queries -> an answer to each.
+        ask: one call: (partition, queries) -> (an answer to each, how many replicas there are).
     """
 
-    def __init__(self, ask: Callable[[list[Query]], Awaitable[list[Answer]]]) -> None:
+    def __init__(self, ask: Callable[[int, list[Query]], Awaitable[tuple[list[Answer], int]]]) -> None:
         self._ask = ask
-        self._waiting: deque[tuple[Query, asyncio.Future[Answer]]] = deque()
-        self._calls: set[asyncio.Task[None]] = set()
+        self._replicas = 1
+        self._lanes: dict[int, _Lane[Query, Answer]] = {}
 
-    async def __call__(self, query: Query) -> Answer:
+    async def __call__(self, partition: int, query: Query) -> Answer:
         """The answer to a query; whatever its call raises is raised to each query of it."""
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting.append((query, answer))
-        self._send()
+        loop = asyncio.get_running_loop()
+        number = partition if self._replicas > 1 else 0
+        lane = self._lanes.setdefault(number, _Lane(number))
+        answer: asyncio.Future[Answer] = loop.create_future()
+        lane.waiting.append((query, answer))
+        if len(lane.calls) < CALLS and len(lane.waiting) == 1:
+            loop.call_soon(self._send, lane)  # after what else the loop has been given by now
         return await answer
 
-    def _send(self) -> None:
-        while self._waiting and len(self._calls) < CALLS:
-            taken = [self._waiting.popleft() for _ in range(min(MOST, len(self._waiting)))]
+    def _send(self, lane: _Lane[Query, Answer]) -> None:
+        while lane.waiting and len(lane.calls) < CALLS:
+            taken = [lane.waiting.popleft() for _ in range(min(MOST, len(lane.waiting)))]
             asked = [(query, answer) for query, answer in taken if not answer.done()]  # else its caller went away
             if asked:
-                call = asyncio.create_task(self._call(asked))
-                self._calls.add(call)
-                call.add_done_callback(self._ended)
+                call = asyncio.create_task(self._call(lane.partition, asked))
+                lane.calls.add(call)
+                call.add_done_callback(lane.calls.discard)
+                call.add_done_callback(lambda _ended: self._send(lane))
 
-    def _ended(self, call: "asyncio.Task[None]") -> None:
-        self._calls.discard(call)
-        self._send()
-
-    async def _call(self, asked: "list[tuple[Query, asyncio.Future[Answer]]]") -> None:
+    async def _call(self, partition: int, asked: "list[tuple[Query, asyncio.Future[Answer]]]") -> None:
         try:
-            answers = await self._ask([query for query, _ in asked])
+            answers, self._replicas = await self._ask(partition, [query for query, _ in asked])
             assert len(answers) == len(asked)
         except BaseException as error:
             for _, answer in asked:

@@ -1,6 +1,6 @@
 import pytest
 
-from benchmarks import ingest
+from benchmarks import command, ingest
 from benchmarks.command import RESULTS, main
 from benchmarks.plots import draw
 from benchmarks.report import DOCUMENT, PLOTS, read_results, render
@@ -104,3 +104,15 @@ def test_machine_and_commit_are_those_of_this_checkout(tmp_path):
     assert machine(tmp_path).filesystem != "unknown"
     assert machine(tmp_path).cores >= 1
     assert commit()
+
+
+def test_measures_taken_elsewhere_change_no_document(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(command, "_run", lambda *_: True)
+    monkeypatch.setattr(command, "write_report", lambda out: written.append(out) or "a page")
+    assert command.main(["--only", "P5", "--out", str(tmp_path)]) == 0
+    assert command.main(["--only", "P5", "--quick"]) == 0
+    assert written == []
+    assert command.main(["--report", "--out", str(tmp_path)]) == 0
+    assert command.main(["--only", "P5"]) == 0
+    assert written == [tmp_path, command.RESULTS]

@@ -8,14 +8,15 @@ from serving.together import CALLS, MOST, Together
 class Replica:
     """Answers when it is told to."""
 
-    def __init__(self):
-        self.calls = []
+    def __init__(self, replicas=1):
+        self.calls, self.partitions, self.replicas = [], [], replicas
 
-    async def __call__(self, queries):
+    async def __call__(self, partition, queries):
         done = asyncio.get_running_loop().create_future()
         self.calls.append((queries, done))
+        self.partitions.append(partition)
         await done
-        return [f"to {query}" for query in queries]
+        return [f"to {query}" for query in queries], self.replicas
 
 
 async def settle():
@@ -27,8 +28,10 @@ def test_what_waits_goes_together_once_a_call_has_ended():
     async def scenario():
         replica = Replica()
         together = Together(replica)
-        answers = [asyncio.ensure_future(together(n)) for n in range(CALLS + 3)]
-        await settle()
+        answers = []
+        for n in range(CALLS + 3):
+            answers.append(asyncio.ensure_future(together(n, n)))  # one replica: partitions do not matter
+            await settle()
         assert [queries for queries, _ in replica.calls] == [[n] for n in range(CALLS)]
         replica.calls[1][1].set_result(None)
         await settle()
@@ -46,13 +49,16 @@ def test_who_gave_up_is_not_asked_for_and_a_call_has_a_limit():
     async def scenario():
         replica = Replica()
         together = Together(replica)
-        answers = [asyncio.ensure_future(together(n)) for n in range(CALLS + MOST + 2)]
+        answers = [asyncio.ensure_future(together(0, n)) for n in range(CALLS * MOST)]
         await settle()
-        answers[CALLS].cancel()
+        assert [queries for queries, _ in replica.calls] == [[*range(MOST)], [*range(MOST, 2 * MOST)]]
+        answers += [asyncio.ensure_future(together(0, n)) for n in ("left", "stayed")]
+        await settle()
+        answers[-2].cancel()
         await settle()
         replica.calls[0][1].set_result(None)
         await settle()
-        assert replica.calls[CALLS][0] == list(range(CALLS + 1, CALLS + MOST))
+        assert replica.calls[CALLS][0] == ["stayed"]
         while not all(answer.done() for answer in answers):
             for _, done in replica.calls:
                 if not done.done():
@@ -66,16 +72,38 @@ def test_a_failed_call_fails_its_own_queries_and_the_next_goes_on():
     async def scenario():
         replica = Replica()
         together = Together(replica)
-        first, second = (asyncio.ensure_future(together(n)) for n in range(2))
+        first = asyncio.ensure_future(together(0, 0))
+        await settle()
+        second = asyncio.ensure_future(together(0, 1))
         await settle()
         replica.calls[0][1].set_exception(ConnectionError("gone"))
         with pytest.raises(ConnectionError, match="gone"):
             await first
         replica.calls[1][1].set_result(None)
         assert await second == "to 1"
-        third = asyncio.ensure_future(together(2))
+        third = asyncio.ensure_future(together(0, 2))
         await settle()
         replica.calls[2][1].set_result(None)
         assert await third == "to 2"
+
+    asyncio.run(scenario())
+
+
+def test_what_comes_at_once_goes_together_and_each_partition_to_its_own_replica():
+    async def scenario():
+        replica = Replica(replicas=2)
+        together = Together(replica)
+        answers = [asyncio.ensure_future(together(n % 2, n)) for n in range(4)]
+        await settle()
+        assert replica.calls[0][0] == [0, 1, 2, 3]  # nobody knows of a second one yet
+        replica.calls[0][1].set_result(None)
+        await asyncio.gather(*answers)
+        answers = [asyncio.ensure_future(together(n % 2, n)) for n in range(4)]
+        await settle()
+        assert replica.partitions[1:] == [0, 1]
+        assert [queries for queries, _ in replica.calls[1:]] == [[0, 2], [1, 3]]
+        for _, done in replica.calls[1:]:
+            done.set_result(None)
+        await asyncio.gather(*answers)
 
     asyncio.run(scenario())

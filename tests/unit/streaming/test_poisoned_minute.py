@@ -12,7 +12,7 @@ from pinrec.registry import Registry
 from pinrec.verdicts import Refusal
 from pinrec.versions import RegistryError
 from streaming.archive import Archive, RowBuffer
-from streaming.config import KafkaSettings, StateSettings, TrainerSettings
+from streaming.config import KafkaSettings, TrainerSettings
 from streaming.trainer import Trainer
 from streaming.training_catalogue import TrainingCatalogue
 
@@ -73,18 +73,8 @@ class Ring:
 
 
 @pytest.fixture
-def state(tmp_path):
-    return StateSettings(root=tmp_path)
-
-
-@pytest.fixture
 def log(state):
     return Ring(state.archive)
-
-
-@pytest.fixture
-def registry(state):
-    return Registry(state.registry)
 
 
 @pytest.fixture(autouse=True)

@@ -31,21 +31,6 @@ GENERATION = GenerationConfig()
 NOWHERE = KafkaSettings(bootstrap="127.0.0.1:9")
 
 
-@pytest.fixture
-def state(tmp_path):
-    return StateSettings(root=tmp_path)
-
-
-@pytest.fixture
-def log(state):
-    return ArchivedLog(state)
-
-
-@pytest.fixture
-def registry(state):
-    return Registry(state.registry)
-
-
 def trainer(state, kafka, model=MODEL, **settings):
     """A trainer that has just started."""
     started = Trainer(

@@ -43,21 +43,6 @@ def standing(state):
     return Standing.taken_from(checkpoint(state))
 
 
-@pytest.fixture
-def state(tmp_path):
-    return StateSettings(root=tmp_path / "state")
-
-
-@pytest.fixture
-def log(state):
-    return ArchivedLog(state)
-
-
-@pytest.fixture
-def registry(state):
-    return Registry(state.registry)
-
-
 # Killed
 
 

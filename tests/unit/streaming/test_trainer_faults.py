@@ -37,21 +37,6 @@ def _no_kafka(monkeypatch):
 
 
 @pytest.fixture
-def state(tmp_path):
-    return StateSettings(root=tmp_path / "state")
-
-
-@pytest.fixture
-def log(state):
-    return ArchivedLog(state)
-
-
-@pytest.fixture
-def registry(state):
-    return Registry(state.registry)
-
-
-@pytest.fixture
 def judge(monkeypatch):
     """A gate that lets all through, or refuses with what is put into the list."""
     refusals = []
