@@ -275,14 +275,16 @@ class Demo:
                 self._stop.wait(max(0.0, 1 / _QUERIES_PER_S - (time.monotonic() - began)))
 
     def _watch(self) -> None:
+        trained_until: dict[str | None, float] = {}
         with PinRecClient(self.stack.file.url) as client:
             while not self._stop.is_set():
                 with contextlib.suppress(ClientError):
                     status = client.status()
                     self.status = status.model_dump()
-                    until = (status.trainer or {}).get("trained_until") or 0.0
-                    # Trained on live events, and serving: the loop has closed.
-                    if until > self.report.live_from and status.model_version == (status.trainer or {}).get("version"):
+                    trainer = status.trainer or {}
+                    trained_until[trainer.get("version")] = trainer.get("trained_until") or 0.0
+                    # Trained on live events, and serving, be the trainer further by now: the loop has closed.
+                    if trained_until.get(status.model_version, 0.0) > self.report.live_from:
                         self.report.trained_live = True
                 self.report.peak_memory_gib = max(self.report.peak_memory_gib, resident_gib())
                 self._stop.wait(1.0)

@@ -34,7 +34,6 @@ from serving.limits import LimitBody
 from serving.metrics import render
 from serving.overview import ask, troubles
 from serving.problems import Problem
-from serving.recommender import Written
 from serving.together import Together
 from serving.tokens import read_token
 from streaming.publisher import Delivery, EventPublisher, PublishError, with_event_id
@@ -258,10 +257,10 @@ class Gateway:
     def _partition(self, user_id: str) -> int:
         return partition_of(user_id, self._settings.kafka.partitions)
 
-    async def _written(self, partition: int, requests: list[RecommendationRequest]) -> Written:
+    async def _written(self, partition: int, requests: list[RecommendationRequest]) -> list[bytes | Problem]:
         # With a limit of its own: who waits behind a call gives up, the call would hang on.
         async with asyncio.timeout(_PATIENCE_S):
-            written: Written = await self._near(partition).recommend_json.remote(requests)
+            written: list[bytes | Problem] = await self._near(partition).recommend_json.remote(requests)
         return written
 
     async def _asked(self, method: str, *args: Any, at: DeploymentHandle[Any] | None = None) -> Any:

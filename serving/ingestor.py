@@ -45,14 +45,14 @@ class HandleSink:
         """Ask for new lists; done when they are published. May be called from any thread."""
         return asyncio.run_coroutine_threadsafe(self._together(partition, user_ids), self._loop)
 
-    async def _deliver(self, partition: int, asked: list[list[str]]) -> tuple[list[None], int]:
+    async def _deliver(self, partition: int, asked: list[list[str]]) -> list[None]:
         """One list for each user, however often they were asked for."""
         user_ids = list(dict.fromkeys(user_id for users in asked for user_id in users))
         pause = _FIRST_RETRY_S
         while True:
             try:
-                made = await self._near(partition).generate.remote(user_ids)
-                return [None] * len(asked), made.replicas
+                await self._near(partition).generate.remote(user_ids)
+                return [None] * len(asked)
             except Exception as error:
                 log.warning("lists for %d users not made: %s", len(user_ids), error)
                 await asyncio.sleep(pause)

@@ -1,7 +1,7 @@
 """The Recommender deployment: one engine in a replica."""
 
 import asyncio
-from typing import Any, NamedTuple
+from typing import Any
 
 from ray import serve
 from ray.serve.config import RequestRouterConfig
@@ -11,20 +11,6 @@ from serving.api import Models, RecommendationRequest, SimilarItems, UserHistory
 from serving.config import AppSettings
 from serving.problems import Problem
 from streaming.schema import Recommendation
-
-
-class Generated(NamedTuple):
-    """How many lists were made, and how many replicas there are to ask."""
-
-    lists: int
-    replicas: int
-
-
-class Written(NamedTuple):
-    """Answers, and how many replicas there are to ask."""
-
-    answers: list[bytes | Problem]
-    replicas: int
 
 
 @serve.deployment(request_router_config=RequestRouterConfig(request_router_class=ROUTER))  # type: ignore[arg-type]  # a name will do
@@ -41,17 +27,14 @@ class Recommender:
         """A list."""
         return await self._engine.recommend(request)
 
-    async def recommend_json(self, requests: list[RecommendationRequest]) -> Written:
+    async def recommend_json(self, requests: list[RecommendationRequest]) -> list[bytes | Problem]:
         """A list for each, as the body of an HTTP answer."""
         answers = await asyncio.gather(*map(self._engine.recommend, requests))
-        return Written(
-            [answer if isinstance(answer, Problem) else answer.model_dump_json().encode() for answer in answers],
-            serve.get_replica_context().world_size,
-        )
+        return [answer if isinstance(answer, Problem) else answer.model_dump_json().encode() for answer in answers]
 
-    async def generate(self, user_ids: list[str]) -> Generated:
-        """Make and publish new lists for users with new events; returns when Kafka has them."""
-        return Generated(await self._engine.generate(user_ids), serve.get_replica_context().world_size)
+    async def generate(self, user_ids: list[str]) -> int:
+        """Make and publish new lists for users with new events; returns how many when Kafka has them."""
+        return await self._engine.generate(user_ids)
 
     async def similar(self, item_id: str, k: int, categories: list[str]) -> SimilarItems | Problem:
         """The items most like an item."""

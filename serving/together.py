@@ -17,53 +17,49 @@ MOST: Final = 64
 
 @dataclass
 class _Lane(Generic[Query, Answer]):
-    """What is called together: the queries of a partition, or of all."""
+    """The queries of a partition."""
 
-    partition: int
     waiting: "deque[tuple[Query, asyncio.Future[Answer]]]" = field(default_factory=deque)
     calls: "set[asyncio.Task[None]]" = field(default_factory=set)
 
 
 class Together(Generic[Query, Answer]):
-    """Asks replicas. Lives on one event loop.
+    """Asks the replica of each partition (`serving.affinity`). Lives on one event loop.
 
-    A query goes at once where fewer than `CALLS` calls are under way; else it waits for one of them to end, and goes
-    with all that wait by then. No fixed delay, and calls grow under load instead of multiplying. With several replicas
-    each partition's calls go to its own (`serving.affinity`), else all share them.
+    A query goes at once where fewer than `CALLS` calls of its partition are under way; else it waits for one of them to
+    end, and goes with all that wait by then. No fixed delay, and calls grow under load instead of multiplying.
 
     Args:
-        ask: one call: (partition, queries) -> (an answer to each, how many replicas there are).
+        ask: one call: (partition, queries) -> an answer to each.
     """
 
-    def __init__(self, ask: Callable[[int, list[Query]], Awaitable[tuple[list[Answer], int]]]) -> None:
+    def __init__(self, ask: Callable[[int, list[Query]], Awaitable[list[Answer]]]) -> None:
         self._ask = ask
-        self._replicas = 1
         self._lanes: dict[int, _Lane[Query, Answer]] = {}
 
     async def __call__(self, partition: int, query: Query) -> Answer:
         """The answer to a query; whatever its call raises is raised to each query of it."""
         loop = asyncio.get_running_loop()
-        number = partition if self._replicas > 1 else 0
-        lane = self._lanes.setdefault(number, _Lane(number))
+        lane = self._lanes.setdefault(partition, _Lane())
         answer: asyncio.Future[Answer] = loop.create_future()
         lane.waiting.append((query, answer))
         if len(lane.calls) < CALLS and len(lane.waiting) == 1:
-            loop.call_soon(self._send, lane)  # after what else the loop has been given by now
+            loop.call_soon(self._send, partition, lane)  # after what else the loop has been given by now
         return await answer
 
-    def _send(self, lane: _Lane[Query, Answer]) -> None:
+    def _send(self, partition: int, lane: _Lane[Query, Answer]) -> None:
         while lane.waiting and len(lane.calls) < CALLS:
             taken = [lane.waiting.popleft() for _ in range(min(MOST, len(lane.waiting)))]
             asked = [(query, answer) for query, answer in taken if not answer.done()]  # else its caller went away
             if asked:
-                call = asyncio.create_task(self._call(lane.partition, asked))
+                call = asyncio.create_task(self._call(partition, asked))
                 lane.calls.add(call)
                 call.add_done_callback(lane.calls.discard)
-                call.add_done_callback(lambda _ended: self._send(lane))
+                call.add_done_callback(lambda _ended: self._send(partition, lane))
 
     async def _call(self, partition: int, asked: "list[tuple[Query, asyncio.Future[Answer]]]") -> None:
         try:
-            answers, self._replicas = await self._ask(partition, [query for query, _ in asked])
+            answers = await self._ask(partition, [query for query, _ in asked])
             assert len(answers) == len(asked)
         except BaseException as error:
             for _, answer in asked:

@@ -8,15 +8,15 @@ from serving.together import CALLS, MOST, Together
 class Replica:
     """Answers when it is told to."""
 
-    def __init__(self, replicas=1):
-        self.calls, self.partitions, self.replicas = [], [], replicas
+    def __init__(self):
+        self.calls, self.partitions = [], []
 
     async def __call__(self, partition, queries):
         done = asyncio.get_running_loop().create_future()
         self.calls.append((queries, done))
         self.partitions.append(partition)
         await done
-        return [f"to {query}" for query in queries], self.replicas
+        return [f"to {query}" for query in queries]
 
 
 async def settle():
@@ -30,7 +30,7 @@ def test_what_waits_goes_together_once_a_call_has_ended():
         together = Together(replica)
         answers = []
         for n in range(CALLS + 3):
-            answers.append(asyncio.ensure_future(together(n, n)))  # one replica: partitions do not matter
+            answers.append(asyncio.ensure_future(together(0, n)))
             await settle()
         assert [queries for queries, _ in replica.calls] == [[n] for n in range(CALLS)]
         replica.calls[1][1].set_result(None)
@@ -91,18 +91,13 @@ def test_a_failed_call_fails_its_own_queries_and_the_next_goes_on():
 
 def test_what_comes_at_once_goes_together_and_each_partition_to_its_own_replica():
     async def scenario():
-        replica = Replica(replicas=2)
+        replica = Replica()
         together = Together(replica)
         answers = [asyncio.ensure_future(together(n % 2, n)) for n in range(4)]
         await settle()
-        assert replica.calls[0][0] == [0, 1, 2, 3]  # nobody knows of a second one yet
-        replica.calls[0][1].set_result(None)
-        await asyncio.gather(*answers)
-        answers = [asyncio.ensure_future(together(n % 2, n)) for n in range(4)]
-        await settle()
-        assert replica.partitions[1:] == [0, 1]
-        assert [queries for queries, _ in replica.calls[1:]] == [[0, 2], [1, 3]]
-        for _, done in replica.calls[1:]:
+        assert replica.partitions == [0, 1]
+        assert [queries for queries, _ in replica.calls] == [[0, 2], [1, 3]]
+        for _, done in replica.calls:
             done.set_result(None)
         await asyncio.gather(*answers)
 
