@@ -44,7 +44,8 @@ class RunningApplication:
         names = ("events", "items", "recommendations", "models", "dead_letters")
         file.override(
             state={"root": str(root), "map_gib": 0.5},
-            kafka={"bootstrap": bootstrap, "partitions": 4, **{name: f"{tag}.{name}" for name in names}},
+            # Twelve: replicas get partitions by hashing, and of four one replica in eight would get none.
+            kafka={"bootstrap": bootstrap, "partitions": 12, **{name: f"{tag}.{name}" for name in names}},
             ingest={"group": tag, "archive_flush_s": 0.2, "session_timeout_ms": 6_000},
             model={"width": 16, "layers": 1, "history": 64, "stride": 16, "hash_buckets": 512, "id_width": 8},
             training={"batch_users": 4, "window": 16, "uniform_negatives": 32, "initial_steps": 20, "round_steps": 4},

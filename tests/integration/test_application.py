@@ -485,13 +485,13 @@ def test_replicas_are_added_while_requests_are_answered_and_nothing_is_lost(app)
         assert deployed.returncode == 0, deployed.stdout + deployed.stderr
         status = eventually(
             lambda: (
-                (s := app.client.status()) and [len(ingestor["partitions"]) for ingestor in s.ingestors] == [2, 2] and s
+                (s := app.client.status()) and [len(ingestor["partitions"]) for ingestor in s.ingestors] == [6, 6] and s
             ),
             60,
         )
         assert len(status.recommenders) == 2
         shared = [set(ingestor["partitions"]) for ingestor in status.ingestors]
-        assert sorted(int(partition) for partitions in shared for partition in partitions) == [0, 1, 2, 3]
+        assert sorted(int(partition) for partitions in shared for partition in partitions) == [*range(12)]
         served = len(querying.answers)
         eventually(lambda: publishing.failures or querying.failures or len(querying.answers) > served + 50)
     assert publishing.failures == querying.failures == []
