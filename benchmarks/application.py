@@ -77,26 +77,26 @@ class Application:
         self.await_idle()
         self.start_seconds = time.monotonic() - self._started
 
-    def scale(self, replicas: int) -> None:
-        """Deploy it again with so many replicas of Gateway and Recommender; returns when all of them answer.
+    def scale(self, gateways: int, recommenders: int = 1) -> None:
+        """Deploy it again with so many replicas; returns when all of them answer.
 
         Raises:
             DeployError: they did not come up.
             BenchmarkError: they do not answer.
         """
         (application,) = (a for a in self._stack.file.config["applications"] if a["name"] == APP)
+        replicas = {"Gateway": gateways, "Recommender": recommenders}
         for deployment in application["deployments"]:
-            if deployment["name"] in ("Gateway", "Recommender"):
-                deployment["num_replicas"] = replicas
+            deployment["num_replicas"] = replicas.get(deployment["name"], deployment["num_replicas"])
         self._stack.deploy()
-        self.await_idle(replicas)
+        self.await_idle(gateways, recommenders)
 
     def stop(self) -> None:
         """Stop all that was started."""
         self._stack.stop()
 
-    def await_idle(self, replicas: int = 1) -> None:
-        """Return when no event waits and so many Recommenders answer.
+    def await_idle(self, gateways: int = 1, recommenders: int = 1) -> None:
+        """Return when no event waits and so many replicas answer.
 
         Raises:
             BenchmarkError: one still does.
@@ -111,10 +111,16 @@ class Application:
                 else:
                     lag = sum(ingestor["lag"] for ingestor in status.ingestors)
                     waiting = sum(r["waiting_users"] for r in status.recommenders)
-                    here = len(status.recommenders)
-                    if status.ingestors and status.ready and not lag and not waiting and here == replicas:
+                    here = (len(status.gateways), len(status.recommenders))
+                    if (
+                        status.ingestors
+                        and status.ready
+                        and not lag
+                        and not waiting
+                        and here == (gateways, recommenders)
+                    ):
                         return
-                    problem = f"{lag} events and {waiting} users still wait, {here} of {replicas} Recommenders answer"
+                    problem = f"{lag} events and {waiting} users still wait, {here} Gateways and Recommenders answer"
                 time.sleep(0.2)
         raise BenchmarkError(f"the application is not idle after {_PATIENCE_S:g} s: {problem}")
 

@@ -1,4 +1,4 @@
-"""P12: two replicas of Gateway and Recommender against one, on this machine."""
+"""P12: two Gateways against one, on this machine."""
 
 import json
 import time
@@ -32,11 +32,11 @@ def measure(application: Application, quick: bool, progress: Progress) -> Result
         application.scale(replicas)
         rounds[replicas], cpu[replicas] = [], CpuByPart()
         for i in range(repeats):
-            progress(f"P12 with {replicas} of each", i, repeats)
+            progress(f"P12 with {replicas} Gateways", i, repeats)
             with cpu[replicas]:
                 rounds[replicas].append(in_child(run, _load(application, seconds, i)))
         checked(rounds[replicas][-1].last_body)
-        progress(f"P12 with {replicas} of each", 1, 1)
+        progress(f"P12 with {replicas} Gateways", 1, 1)
     application.scale(1)
     one, two = ([rounded(a.rate) for a in rounds[replicas]] for replicas in (1, 2))
     value, spread = summary(two)
@@ -45,10 +45,10 @@ def measure(application: Application, quick: bool, progress: Progress) -> Result
     cores = {n: sum(cpu[n].seconds.values()) / (repeats * (seconds + _warm_up(seconds))) for n in rounds}
     return Result(
         id="P12",
-        name=f"HTTP queries at {CONNECTIONS} connections, two Gateways and two Recommenders",
+        name=f"HTTP queries at {CONNECTIONS} connections, two Gateways",
         value=value,
         unit="queries/s",
-        baseline_name="one of each",
+        baseline_name="one Gateway",
         baseline=baseline,
         ratio=rounded(value / baseline),
         goal="reported",
@@ -65,19 +65,19 @@ def measure(application: Application, quick: bool, progress: Progress) -> Result
             **{f"baseline_{name}": ms for name, ms in per_query[1].items()},
         },
         stages=[
-            Stage(name=f"CPU time of a query, {n} of each", value=rounded(sum(per_query[n].values())), unit="ms")
+            Stage(name=f"CPU time of a query, Gateways: {n}", value=rounded(sum(per_query[n].values())), unit="ms")
             for n in rounds
         ],
         curve=Curve(
-            x_name="replicas of each",
+            x_name="Gateways",
             y_name="queries/s",
             x=list(rounds),
             y={"queries/s": [baseline, value]},
         ),
         protocol=(
             f"As P4: {CONNECTIONS} kept connections, each with one request at a time, k={K}; {seconds:g} s a round "
-            f"after {_warm_up(seconds):g} s of warm-up. The application is deployed with one Gateway and one "
-            "Recommender, then again with two of each; its other parts, and the load, share the same cores. More "
+            f"after {_warm_up(seconds):g} s of warm-up. The application is deployed with one Gateway, "
+            "then again with two; its other parts, and the load, share the same cores. More "
             "replicas help as long as cores are idle: 'cores busy' says how many were not, and what a query costs then "
             "tells the rest."
         ),

@@ -1,20 +1,15 @@
-"""Which replica of the Recommender a user's events and queries go to: always the same one, by the user's partition.
+"""Which replica of the Recommender makes the lists for a user's events: always the same one, by the user's partition.
 
 It keeps the keys and values of its users, so whoever meets them again has little to encode. Nothing but speed depends
-on it: where replicas come and go, or one is too busy, another answers the same.
+on it: where replicas come and go, or one is too busy, another makes the same. Queries meet the same Gateway by
+`serving.haproxy`.
 """
 
 from typing import Any
 
-from kafka.partitioner.default import murmur2
 from ray.serve.handle import DeploymentHandle
 
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
-
-
-def partition_of(user_id: str, partitions: int) -> int:
-    """The partition of the event topic where a user's events lie: Kafka's own rule for keyed records."""
-    return (int(murmur2(user_id.encode())) & 0x7FFFFFFF) % partitions
 
 
 class Near:

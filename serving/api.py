@@ -143,6 +143,7 @@ class Status(Message):
     degraded: Annotated[list[str], Field(description="what is wrong, one sentence each; empty when all is well")]
     model_version: str | None
     users: int | None
-    recommenders: list[dict[str, Any]]
+    gateways: Annotated[list[dict[str, Any]], Field(description="they answer queries")]
+    recommenders: Annotated[list[dict[str, Any]], Field(description="they make the lists for new events")]
     ingestors: list[dict[str, Any]]
     trainer: dict[str, Any] | None

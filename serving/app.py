@@ -13,7 +13,7 @@ from serving.trainer import TrainerDeployment
 
 
 def build(settings: AppSettings) -> serve.Application:
-    """Gateway -> Recommender <- Ingestor, and the Trainer beside them."""
+    """Gateway and Recommender with a model each, Ingestor -> Recommender, and the Trainer beside them."""
     state = settings.state.model_copy(update={"root": settings.state.root.resolve()})
     # `serve run` starts no broker; `pinrec broker` does.
     settings = settings.model_copy(update={"state": state, "kafka": settings.local_kafka})

@@ -311,14 +311,17 @@ def status(url: Url = DEFAULT_URL) -> None:
     table.add_row("ready", "yes" if report.ready else "no")
     table.add_row("model", report.model_version or "none yet")
     table.add_row("users", f"{report.users or 0:,}")
-    for replica in report.recommenders:
-        stale = replica["staleness_ms"]
-        table.add_row(
-            f"Recommender {replica['replica']}",
-            f"model {replica['model_version']}, {replica['queries_answered']:,} queries answered, "
-            f"{replica['lists_generated']:,} lists for events, staleness "
-            f"{'unknown' if stale is None else f'{stale:.0f} ms'}",
-        )
+    for name, replicas, done, what in (
+        ("Gateway", report.gateways, "queries_answered", "queries answered"),
+        ("Recommender", report.recommenders, "lists_generated", "lists for events"),
+    ):
+        for replica in replicas:
+            stale = replica["staleness_ms"]
+            table.add_row(
+                f"{name} {replica['replica']}",
+                f"model {replica['model_version']}, {replica[done]:,} {what}, staleness "
+                f"{'unknown' if stale is None else f'{stale:.0f} ms'}",
+            )
     for member in report.ingestors:
         table.add_row(
             f"Ingestor {member['replica']}",

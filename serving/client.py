@@ -47,7 +47,7 @@ class ClientError(RuntimeError):
 
 
 class PinRecClient:
-    """Talks to a Gateway. Thread-safe; connections are kept and reused.
+    """Talks to the Gateways. Thread-safe; connections are kept and reused.
 
     Args:
         url: where the HTTP API is.

@@ -1,4 +1,4 @@
-"""What a Recommender replica does: model, index and histories under one scheduler. Knows no Ray."""
+"""What a replica of Gateway or Recommender does: model, index and histories under one scheduler. Knows no Ray."""
 
 import asyncio
 import logging
@@ -92,7 +92,7 @@ class Engine:
         self._split.start(settings.serving.poll_models_s)
 
     async def recommend(self, request: RecommendationRequest) -> Recommendation | Problem:
-        """A list; a refusal is returned, not raised, so that it crosses the handle as it is."""
+        """A list; a refusal is returned."""
         self._run()
         if self._live.bundle is None:
             return NO_MODEL
@@ -263,7 +263,7 @@ class Engine:
         answers, lists = await asyncio.get_running_loop().run_in_executor(
             self._generator, self._split.answer, self._answerer, bundle, queries, users, self._items.delta
         )
-        self._recent = queries or self._recent
+        self._recent = queries or [RecommendationRequest(user_id=user_id) for user_id in users]
         self._batches += 1
         self._answered += len(answers)
         return answers, lists

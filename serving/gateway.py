@@ -1,23 +1,20 @@
-"""The Gateway deployment: the HTTP API, and the same methods for Serve handles. Stateless; no torch here."""
+"""The Gateway deployment: the HTTP API, and the same methods for Serve handles, answered by an engine of its own."""
 
 import asyncio
 import hmac
 from collections.abc import Awaitable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from threading import Lock
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import TypeAdapter, ValidationError
 from ray import serve
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from pinrec.versions import version_number
 from serving import problems
-from serving.affinity import Near, partition_of
 from serving.api import (
     Accepted,
     Activation,
@@ -34,7 +31,6 @@ from serving.limits import LimitBody
 from serving.metrics import render
 from serving.overview import ask, troubles
 from serving.problems import Problem
-from serving.together import Together
 from serving.tokens import read_token
 from streaming.publisher import Delivery, EventPublisher, PublishError, with_event_id
 from streaming.schema import BadEventError, EventCodec, Id, Recommendation, UserEvent, first_problem
@@ -55,6 +51,8 @@ api = FastAPI(
 api.add_middleware(LimitBody, most=MAX_BODY_BYTES)
 problems.install(api)
 
+Answer = TypeVar("Answer")
+
 _ID = TypeAdapter[str](Id)
 _EVENTS = TypeAdapter(list[UserEvent])
 
@@ -74,11 +72,23 @@ def _confirm(deliveries: "list[Future[Delivery]]") -> None:
         delivery.result()
 
 
+async def _patiently(answering: Awaitable[Answer | Problem]) -> Answer:
+    """An answer of the engine; the Problem that it is instead is raised."""
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            answer = await answering
+    except TimeoutError:
+        raise Problem(503, f"no answer within {_PATIENCE_S:g} s; /v1/status says more", retry_after_s=1) from None
+    if isinstance(answer, Problem):
+        raise answer
+    return answer
+
+
 # What the class uses of this module stands above it: Serve serialises the application where it is decorated.
 @serve.deployment
 @serve.ingress(api)
 class Gateway:
-    """Validates, routes and answers; keeps nothing."""
+    """Validates and answers. Lists are made here: a call to another process costs more than a list."""
 
     def __init__(
         self,
@@ -87,11 +97,15 @@ class Gateway:
         ingestor: DeploymentHandle[Any],
         trainer: DeploymentHandle[Any],
     ) -> None:
+        # Here, not above: who only builds the application need not wait for torch.
+        from serving.engine import Engine
+
+        context = serve.get_replica_context()
         self._settings = settings
+        self._gateways: DeploymentHandle[Any] = serve.get_deployment_handle(context.deployment, context.app_name)
         self._recommender, self._ingestor, self._trainer = recommender, ingestor, trainer
         self._codec = EventCodec(settings.vocabulary, settings.ingest.max_future_s)
-        self._near = Near(recommender)
-        self._together = Together[RecommendationRequest, bytes | Problem](self._written)
+        self._engine = Engine(settings, context.rank.rank)
         self._publisher: EventPublisher | None = None
         self._connecting = Lock()
         self._publishing = ThreadPoolExecutor(4, "publish")
@@ -101,9 +115,7 @@ class Gateway:
     )
     async def recommend_http(self, request: RecommendationRequest) -> Response:
         """A list for a user, from the newest known state of their history."""
-        # Written once, where it is made: as an object it would cross the handle in three times the time.
-        written = await self._patiently(self._together(self._partition(request.user_id), request))
-        return Response(written, media_type="application/json")
+        return Response((await self.recommend(request)).model_dump_json(), media_type="application/json")
 
     async def recommend(self, request: RecommendationRequest) -> Recommendation:
         """A list; for `serve.get_app_handle("pinrec").recommend.remote(request)` as well.
@@ -111,9 +123,7 @@ class Gateway:
         Raises:
             Problem: the request cannot be answered.
         """
-        answer = await self._asked("recommend", request, at=self._near(self._partition(request.user_id)))
-        assert isinstance(answer, Recommendation)
-        return answer
+        return await _patiently(self._engine.recommend(request))
 
     @api.post("/v1/events", status_code=202, tags=["events"])
     async def publish_http(self, request: Request) -> Accepted:
@@ -152,9 +162,7 @@ class Gateway:
         Raises:
             Problem: 404 when nothing is.
         """
-        history = await self._asked("user", _checked_id(user_id))
-        assert isinstance(history, UserHistory)
-        return history
+        return await _patiently(self._engine.user(_checked_id(user_id)))
 
     @api.delete("/v1/users/{user_id:path}", status_code=202, tags=["users"])
     async def delete_user(self, user_id: str, authorization: Annotated[str, Header()] = "") -> dict[str, str]:
@@ -175,16 +183,12 @@ class Gateway:
         Raises:
             Problem: 404 for an item that is not in the catalogue.
         """
-        found = await self._asked("similar", _checked_id(item_id, "item_id"), k, categories)
-        assert isinstance(found, SimilarItems)
-        return found
+        return await _patiently(self._engine.similar(_checked_id(item_id, "item_id"), k, categories))
 
     @api.get("/v1/models", tags=["models"])
     async def models(self) -> Models:
         """The versions in the registry, newest first."""
-        models = await self._asked("models")
-        assert isinstance(models, Models)
-        return models
+        return await _patiently(self._engine.models())
 
     @api.post("/v1/models/{version}/activate", status_code=202, tags=["models"])
     async def activate(
@@ -195,33 +199,38 @@ class Gateway:
         One that was refused or withdrawn is activated with `{"force": true}` only.
         """
         self._authorise(authorization)
-        await self._asked("activate", version, how is not None and how.force)
+        await _patiently(self._engine.activate(version, how is not None and how.force))
         return await self.models()
 
     @api.post("/v1/models/rollback", status_code=202, tags=["models"])
     async def rollback(self, why: Rollback | None = None, authorization: Annotated[str, Header()] = "") -> Models:
         """Go back to the newest older version that passed the gate; the one left never serves again by itself."""
         self._authorise(authorization)
-        await self._asked("rollback", why.reason if why else "")
+        await _patiently(self._engine.rollback(why.reason if why else ""))
         return await self.models()
 
     @api.get("/v1/status", tags=["operate"])
     async def status(self) -> Status:
         """How every replica is, and what is wrong if something is."""
-        recommenders, ingestors, trainers = await asyncio.gather(
-            ask(self._recommender), ask(self._ingestor), ask(self._trainer)
+        gateways, recommenders, ingestors, trainers = await asyncio.gather(
+            ask(self._gateways, "replica_status"), ask(self._recommender), ask(self._ingestor), ask(self._trainer)
         )
         trainer = trainers[0] if trainers else None
-        versions = sorted({r["model_version"] for r in recommenders if r["model_version"]}, key=version_number)
+        versions = sorted({g["model_version"] for g in gateways if g["model_version"]}, key=version_number)
         return Status(
             ready=bool(versions),
-            degraded=troubles(self._settings, recommenders, ingestors, trainer),
+            degraded=troubles(self._settings, gateways, recommenders, ingestors, trainer),
             model_version=versions[-1] if versions else None,
-            users=max((r["users"] or 0 for r in recommenders), default=None),
+            users=max((replica["users"] or 0 for replica in gateways + recommenders), default=None),
+            gateways=gateways,
             recommenders=recommenders,
             ingestors=ingestors,
             trainer=trainer,
         )
+
+    async def replica_status(self) -> dict[str, Any]:
+        """How this replica is."""
+        return await self._engine.status()
 
     @api.get("/healthz", tags=["operate"])
     async def healthz(self) -> dict[str, str]:
@@ -235,7 +244,7 @@ class Gateway:
         Raises:
             Problem: 503 when none is.
         """
-        report = await self._asked("status")
+        report = await self.replica_status()
         if report["model_version"] is None:
             raise Problem(503, "no model is live yet", retry_after_s=5)
         return Ready(model_version=report["model_version"], behind=report["behind"])
@@ -252,36 +261,12 @@ class Gateway:
             raise Problem(401, "send the admin token: 'Authorization: Bearer <token>'", "authorization")
 
     def check_health(self) -> None:
-        """Nothing to check: a gateway keeps no state."""
+        """Serve restarts a replica whose scheduler has died.
 
-    def _partition(self, user_id: str) -> int:
-        return partition_of(user_id, self._settings.kafka.partitions)
-
-    async def _written(self, partition: int, requests: list[RecommendationRequest]) -> list[bytes | Problem]:
-        # With a limit of its own: who waits behind a call gives up, the call would hang on.
-        async with asyncio.timeout(_PATIENCE_S):
-            written: list[bytes | Problem] = await self._near(partition).recommend_json.remote(requests)
-        return written
-
-    async def _asked(self, method: str, *args: Any, at: DeploymentHandle[Any] | None = None) -> Any:
-        """What a Recommender replica answers; the Problem it returns is raised.
-
-        Args:
-            at: the handle of the replica to ask; None = any.
+        Raises:
+            RuntimeError: it has.
         """
-        return await self._patiently(getattr(at or self._recommender, method).remote(*args))
-
-    async def _patiently(self, answering: Awaitable[Any]) -> Any:
-        try:
-            async with asyncio.timeout(_PATIENCE_S):
-                answer = await answering
-        except BackPressureError:
-            raise Problem(503, "all replicas are busy; try again shortly", retry_after_s=1) from None
-        except (TimeoutError, RayActorError):
-            raise Problem(503, "no Recommender answers; /v1/status says more", retry_after_s=1) from None
-        if isinstance(answer, Problem):
-            raise answer
-        return answer
+        self._engine.check_health()
 
     async def _with_kafka(self, work: Any, *args: Any) -> Any:
         try:

@@ -1,7 +1,9 @@
-"""Runs in place of the `haproxy` program: closes what Ray Serve's configuration leaves open, then becomes HAProxy.
+"""Runs in place of the `haproxy` program: mends Ray Serve's configuration, then becomes HAProxy.
 
 Ray Serve 2.60 opens a page of statistics and one of metrics on all interfaces, lets everybody write to the admin
 socket, and sends a line about every request to the system log, user ids in its path. None of it can be switched off.
+It sends each request to whichever replica has the fewest; the queries of a user had better meet the one that keeps the
+user's keys and values (`pinrec.states`).
 
 Started as `haproxy.py BINARY ARGUMENTS...` at every start and reload of HAProxy. Only the standard library, nothing of
 ours, so that it costs some ten milliseconds.
@@ -20,6 +22,13 @@ NOT_NEEDED: Final = ("frontend prometheus", "listen stats")
 MAY_LISTEN: Final = ("frontend http_frontend", "frontend grpc_frontend")
 """Once each, at the host of the deploy file's `http_options`."""
 
+BY_USER: Final = (
+    "option http-buffer-request",  # without the body nobody knows whose request it is
+    "balance hash req.body,json_query($.user_id)",  # in turn where there is none
+    "hash-type consistent",  # a replica more or less moves few users
+    "hash-balance-factor 150",  # one that has half as much again as the others passes its next to another
+)
+
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -28,7 +37,7 @@ class UnknownConfigError(ValueError):
 
 
 def close(config: str) -> str:
-    """The configuration with nothing listening but what the deploy file names and a socket of this user.
+    """The configuration, by user, with nothing listening but what the deploy file names and a socket of its owner.
 
     Args:
         config: an HAProxy configuration as Ray Serve writes it; one that is closed already stays as it is.
@@ -46,6 +55,10 @@ def close(config: str) -> str:
             raise UnknownConfigError(f"line {number}: {word!r} begins a section that is not known")
         if section in NOT_NEEDED or (section, word) == ("global", "log"):
             continue
+        if section == "defaults" and line.strip() in BY_USER and word != "balance":
+            continue  # it was here before, and comes with the line that it belongs to
+        if (section, word) == ("defaults", "balance"):
+            line = "\n".join(f"    {rule}" for rule in BY_USER)  # noqa: PLW2901 - the lines that are kept
         if word == "bind":
             if section not in MAY_LISTEN or section in bound:
                 raise UnknownConfigError(f"line {number}: '{section}' would listen at {' '.join(words[1:])}")

@@ -58,33 +58,34 @@ def render(status: Status) -> str:
     """All metrics in Prometheus's text format."""
     trainer = status.trainer or {}
     measured = trainer.get("metrics") or {}
+    replicas = [*status.gateways, *status.recommenders]
     values = {
         "pinrec_ready": float(status.ready),
         "pinrec_troubles": len(status.degraded),
         "pinrec_users": status.users or 0,
-        "pinrec_staleness_ms": _worst([r["staleness_ms"] for r in status.recommenders]),
+        "pinrec_staleness_ms": _worst([r["staleness_ms"] for r in replicas]),
         "pinrec_events_applied": _sum(status.ingestors, "applied"),
         "pinrec_events_duplicate": _sum(status.ingestors, "duplicates"),
         "pinrec_dead_letters": _sum(status.ingestors, "dead_letters"),
         "pinrec_lag_events": _sum(status.ingestors, "lag"),
-        "pinrec_queries_answered": _sum(status.recommenders, "queries_answered"),
-        "pinrec_lists_generated": _sum(status.recommenders, "lists_generated"),
-        "pinrec_lists_given_up": _sum(status.recommenders, "lists_given_up"),
-        "pinrec_waiting_queries": _sum(status.recommenders, "waiting_queries"),
-        "pinrec_waiting_users": _sum(status.recommenders, "waiting_users"),
+        "pinrec_queries_answered": _sum(replicas, "queries_answered"),
+        "pinrec_lists_generated": _sum(replicas, "lists_generated"),
+        "pinrec_lists_given_up": _sum(replicas, "lists_given_up"),
+        "pinrec_waiting_queries": _sum(replicas, "waiting_queries"),
+        "pinrec_waiting_users": _sum(replicas, "waiting_users"),
         **{
-            f"pinrec_states_{name}": sum(r["states"][name] for r in status.recommenders)
+            f"pinrec_states_{name}": sum(r["states"][name] for r in replicas)
             for name in ("users", "bytes", "hits", "misses", "evictions")
         },
         **{
-            f"pinrec_items_{name}": max((r["items"][name] for r in status.recommenders), default=0)
+            f"pinrec_items_{name}": max((r["items"][name] for r in replicas), default=0)
             for name in ("changed", "deleted", "left_out", "bad")
         },
-        "pinrec_items_updates": sum(r["items"]["updates"] for r in status.recommenders),
-        "pinrec_items_read_age_s": _worst([r["items"]["read_age_s"] for r in status.recommenders]),
-        "pinrec_model_swaps": _sum(status.recommenders, "swaps"),
-        "pinrec_replicas_behind": sum(r["behind"] is not None for r in status.recommenders),
-        "pinrec_models_refused": sum(len(r["refused"]) for r in status.recommenders),
+        "pinrec_items_updates": sum(r["items"]["updates"] for r in replicas),
+        "pinrec_items_read_age_s": _worst([r["items"]["read_age_s"] for r in replicas]),
+        "pinrec_model_swaps": _sum(replicas, "swaps"),
+        "pinrec_replicas_behind": sum(r["behind"] is not None for r in replicas),
+        "pinrec_models_refused": sum(len(r["refused"]) for r in replicas),
         "pinrec_trainer_rounds": trainer.get("rounds", 0),
         "pinrec_trainer_recall": measured.get("recall@10", math.nan),
         "pinrec_trainer_candidate_recall": measured.get("candidate_recall@10", math.nan),

@@ -9,10 +9,10 @@ from serving.config import AppSettings
 _PATIENCE_S = 2.0
 
 
-async def ask(handle: DeploymentHandle[Any]) -> list[dict[str, Any]]:
-    """The status of every replica; none where the deployment does not answer now."""
+async def ask(handle: DeploymentHandle[Any], method: str = "status") -> list[dict[str, Any]]:
+    """What every replica says of itself; nothing where the deployment does not answer now."""
     try:
-        replies: list[dict[str, Any]] = await handle.broadcast("status").results_async(timeout_s=_PATIENCE_S)
+        replies: list[dict[str, Any]] = await handle.broadcast(method).results_async(timeout_s=_PATIENCE_S)
     except Exception:  # a status page must come even when a part is down
         return []
     return sorted(replies, key=lambda reply: reply.get("replica", 0))
@@ -20,13 +20,14 @@ async def ask(handle: DeploymentHandle[Any]) -> list[dict[str, Any]]:
 
 def troubles(
     settings: AppSettings,
+    gateways: list[dict[str, Any]],
     recommenders: list[dict[str, Any]],
     ingestors: list[dict[str, Any]],
     trainer: dict[str, Any] | None,
 ) -> list[str]:
     """What is wrong, one sentence each."""
     found = []
-    for name, replicas in (("Recommender", recommenders), ("Ingestor", ingestors)):
+    for name, replicas in (("Gateway", gateways), ("Recommender", recommenders), ("Ingestor", ingestors)):
         found += [] if replicas else [f"no {name} answers"]
         for replica in replicas:
             found += [f"{name} {replica['replica']}: {trouble}" for trouble in replica["troubles"]]

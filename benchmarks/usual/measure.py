@@ -22,7 +22,7 @@ from streaming.stores.lmdb import LmdbSequenceStore
 
 GOAL: Final = 5.0
 WORKERS: Final = 2
-"""As many as PinRec has on a query's way: a Gateway and a Recommender."""
+"""Processes that answer queries: Gateways, and workers of uvicorn."""
 ENVIRONMENT: Final = ROOT / ".pinrec" / "usual-stack"
 
 
@@ -54,19 +54,24 @@ class Rounds:
 def measure(application: Application, quick: bool, progress: Progress) -> Result:
     """Take the measure on a running application, whose users all have full histories afterwards.
 
+    It is deployed again with as many Gateways as the usual stack has workers, and with one in the end.
+
     Raises:
+        DeployError: they did not come up.
         BenchmarkError: the usual stack does not start, a request failed, or an answer is not what was asked for.
     """
     began, scale = time.monotonic(), QUICK if quick else FULL
     settings = application.settings
     folder = settings.state.root / "usual"
     items = application.item_ids
+    application.scale(gateways=WORKERS)
     with UsualStack(folder, ENVIRONMENT, WORKERS, settings.model, items, progress) as usual:
         given = _rounds(application, usual, scale, "P4b histories as they are", progress)
         progress("P4b filling the histories", 0, 0)
         _fill(application)
         progress("P4b filling the histories", 1, 1)
         full = _rounds(application, usual, scale, "P4b full histories", progress)
+    application.scale(gateways=1)
     return _result(application, given, full, scale, quick, time.monotonic() - began)
 
 
@@ -117,7 +122,7 @@ def _fill(application: Application) -> None:
                     UserEvent(user_id=user_id, item_id=item_id, action="click", surface=surface, timestamp=time.time())
                 )
         publisher.flush(timeout_s=60)
-    application.await_idle()
+    application.await_idle(gateways=WORKERS)
 
 
 def _result(application: Application, given: Rounds, full: Rounds, scale: Scale, quick: bool, seconds: float) -> Result:
@@ -163,8 +168,8 @@ def _result(application: Application, given: Rounds, full: Rounds, scale: Scale,
             f"Closed loop: {CONNECTIONS} kept connections, each with one request at a time: POST {PATH} with k={K} for "
             f"a random one of {town.inhabitants:,} known users, {town.items:,} items. {scale.seconds:g} s a round "
             f"after {scale.warm_up_s:g} s of warm-up, rounds in turn with the baseline. The baseline has "
-            f"{WORKERS} workers of uvicorn (uvloop, httptools), as many processes as stand on a query's way in "
-            "deploy/local.yaml beside HAProxy, and a Redis. Each request reads the user's item ids from Redis "
+            f"{WORKERS} workers of uvicorn (uvloop, httptools), and a Redis; the application is deploy/local.yaml with as "
+            "many Gateways, and HAProxy. Each request reads the user's item ids from Redis "
             f"(hiredis), encodes them anew by a SASRec of {model.layers} layers, width {model.width}, one thread a "
             "worker, searches the same kind of index and leaves out what was met. Both hold the same histories: those "
             f"of the town first ('shorter', {town.past_events:,} past events), then all filled up to {model.history}. "

@@ -223,7 +223,7 @@ def test_the_api_describes_itself_and_its_state(app):
     status = app.client.status()
     assert (status.ready, status.degraded) == (True, [])
     assert status.users >= 20
-    assert (len(status.recommenders), len(status.ingestors)) == (1, 1)
+    assert (len(status.gateways), len(status.recommenders), len(status.ingestors)) == (1, 1, 1)
     assert status.trainer["version"]
 
 
@@ -384,7 +384,7 @@ def test_versions_are_swapped_under_load_without_a_failed_request_or_a_mixed_ans
         eventually(lambda: callers.failures or started_with in {a.model_version for a in callers.answers[before:]}, 60)
     assert callers.failures == []
     titles = titles_by_version(app)
-    made = app.received(lambda r: r.model_version in live)
+    made = app.received(lambda r: r.model_version in live and r.user_id in users)
     for answer in [*callers.answers, *made]:
         assert len(answer.items) == (10 if answer.trigger == "query" else app.settings.serving.event_k)
         assert {item.item_id: item.title for item in answer.items}.items() <= titles[answer.model_version].items()
@@ -405,14 +405,15 @@ def test_a_corrupt_version_is_refused_by_name_and_the_old_one_goes_on(app):
         if app.client.models().current != version:  # the trainer has published since
             app.client.activate(version)
         status = app.client.status()
-        return any(f"{version} refused" in trouble for trouble in status.degraded) and status
+        return sum(f"{version} refused" in trouble for trouble in status.degraded) == 2 and status
 
     status = eventually(refused, every_s=0.5, otherwise=app.client.status)
-    assert status.recommenders[0]["refused"][version].startswith("hash: model.safetensors")
+    for replica in status.gateways + status.recommenders:
+        assert replica["refused"][version].startswith("hash: model.safetensors")
     assert status.ready
     ready = app.http.get("/readyz").json()
     assert (ready["status"], ready["behind"].partition(":")[0]) == ("ready", f"{version} refused")
-    assert "pinrec_replicas_behind 1.0" in app.http.get("/metrics").text
+    assert "pinrec_replicas_behind 2.0" in app.http.get("/metrics").text
     assert app.client.recommend("past-1").model_version != version
     app.client.activate(before)
     eventually(lambda: not app.client.status().degraded, otherwise=app.client.status)
@@ -444,23 +445,30 @@ def test_the_model_is_not_changed_without_the_token(app, path):
 
 
 def meets_its_users_at_one_replica(app):
-    """Events and queries of a user find the keys and values that one replica keeps; none keeps them twice."""
+    """Queries of a user find the keys and values that one Gateway keeps, and events those of one Recommender."""
     users = [f"met-{i}" for i in range(16)]
-    for user in users:
-        app.publish(user, "item-1")
-    eventually(lambda: app.received(lambda r: r.user_id == users[-1]) and all(map(app.history, users)))
 
-    def replicas(field):
-        return [replica["states"][field] for replica in app.client.status().recommenders]
+    def states(kind, field):
+        return [replica["states"][field] for replica in getattr(app.client.status(), kind)]
 
-    def misses_of_five_rounds():
-        before, version = sum(replicas("misses")), app.client.recommend(users[0]).model_version
-        answers = [app.client.recommend(user) for _ in range(5) for user in users]
+    def query():
+        return [app.client.recommend(user) for _ in range(5) for user in users]
+
+    def act():
+        acted = {app.publish(user, "item-1").event_id for user in users}
+        made = lambda: app.received(lambda r: r.sequence.last_event_id in acted)  # noqa: E731
+        eventually(lambda: {answer.user_id for answer in made()} == set(users))
+        return made()
+
+    def misses(kind, work):
+        before, version = sum(states(kind, "misses")), app.client.recommend(users[0]).model_version
         # A swap in between drops what was kept.
-        return {answer.model_version for answer in answers} == {version} and (sum(replicas("misses")) - before,)
+        return {answer.model_version for answer in work()} == {version} and (sum(states(kind, "misses")) - before,)
 
-    eventually(lambda: misses_of_five_rounds() == (0,))
-    assert min(replicas("hits")) > 0, "each has users of its own"
+    act()
+    for kind, work in (("gateways", query), ("recommenders", act)):
+        eventually(lambda kind=kind, work=work: misses(kind, work) == (0,))
+        assert min(states(kind, "hits")) > 0, "each has users of its own"
 
 
 def test_replicas_are_added_while_requests_are_answered_and_nothing_is_lost(app):
@@ -478,7 +486,7 @@ def test_replicas_are_added_while_requests_are_answered_and_nothing_is_lost(app)
     def query(number):
         return app.client.recommend(f"past-{number}", k=10)
 
-    changed = app.deploy_file(Recommender=2, Ingestor=2)
+    changed = app.deploy_file(Gateway=2, Recommender=2, Ingestor=2)
     with Callers(publish, 1).calling() as publishing, Callers(query).calling() as querying:
         command = [sys.executable, "-c", "from serving.cli import main; main()", "up", str(changed)]
         deployed = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
@@ -489,7 +497,7 @@ def test_replicas_are_added_while_requests_are_answered_and_nothing_is_lost(app)
             ),
             60,
         )
-        assert len(status.recommenders) == 2
+        assert len(status.gateways) == len(status.recommenders) == 2
         shared = [set(ingestor["partitions"]) for ingestor in status.ingestors]
         assert sorted(int(partition) for partitions in shared for partition in partitions) == [*range(12)]
         served = len(querying.answers)
@@ -549,7 +557,8 @@ def test_an_item_is_found_within_a_second_and_withdrawn_from_every_answer(app):
     for answer in (app.client.recommend(user, k=100, exclude_seen=False) for user in everybody):
         assert item_id not in {item.item_id for item in answer.items}
     eventually(lambda: app.client.status().degraded == [], otherwise=app.client.status)
-    for replica in app.client.status().recommenders:
+    status = app.client.status()
+    for replica in status.gateways + status.recommenders:
         assert (replica["items"]["bad"], replica["items"]["left_out"]) == (0, 0)
     for path, status, field in (
         ("/v1/items/item-1/similar?k=0", 422, "k"),

@@ -37,9 +37,13 @@ def app(kafka, tmp_path_factory):
 
 def pid_of(app, part):
     status = app.client.status()
-    return {"trainer": [status.trainer], "ingestor": status.ingestors, "recommender": status.recommenders}[part][0][
-        "pid"
-    ]
+    parts = {
+        "trainer": [status.trainer],
+        "ingestor": status.ingestors,
+        "recommender": status.recommenders,
+        "gateway": status.gateways,
+    }
+    return parts[part][0]["pid"]
 
 
 def restarted(app, part, killed):
@@ -52,7 +56,7 @@ def restarted(app, part, killed):
     return elsewhere
 
 
-@pytest.mark.parametrize("part", ["trainer", "ingestor"])
+@pytest.mark.parametrize("part", ["trainer", "ingestor", "recommender"])
 def test_queries_are_answered_while_another_part_is_killed_and_comes_back(app, part):
     victim = pid_of(app, part)
     os.kill(victim, signal.SIGKILL)
@@ -63,12 +67,15 @@ def test_queries_are_answered_while_another_part_is_killed_and_comes_back(app, p
     eventually(lambda: app.knows(missed), 90)
 
 
-def test_a_killed_recommender_comes_back_with_the_current_version(app):
-    victim = pid_of(app, "recommender")
+@pytest.mark.parametrize("part", ["recommender", "gateway"])
+def test_a_killed_replica_comes_back_with_the_current_version(app, part):
+    victim = pid_of(app, part)
     os.kill(victim, signal.SIGKILL)
-    eventually(restarted(app, "recommender", victim), 90)
+    eventually(restarted(app, part, victim), 90)
     answer = eventually(lambda: app.client.recommend("past-3", k=5), 30)
     assert answer.model_version == app.client.models().current
+    status = app.client.status()
+    assert {replica["model_version"] for replica in status.gateways + status.recommenders} == {answer.model_version}
 
 
 def test_without_kafka_answers_go_on_degraded_and_events_are_refused_until_it_is_back(app, kafka):

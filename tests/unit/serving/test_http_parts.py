@@ -103,14 +103,14 @@ def test_a_field_that_the_caller_made_up_is_sent_back_short():
 
 
 def status(**fields):
-    recommender = {
+    replica = {
         "staleness_ms": 12.5, "queries_answered": 3, "lists_generated": 4, "lists_given_up": 0, "waiting_queries": 0,
         "waiting_users": 1, "swaps": 2, "refused": {"v000009": "hash"}, "behind": "v000009 refused: hash",
         "states": {"users": 3, "bytes": 4096, "budget_bytes": 8192, "hits": 7, "misses": 3, "evictions": 0},
         "items": {"changed": 6, "deleted": 2, "left_out": 1, "updates": 9, "bad": 0, "lag": 0, "read_age_s": 0.4},
     }  # fmt: skip
     ingestor = {"applied": 10, "duplicates": 1, "dead_letters": 2, "lag": 5}
-    parts = {"recommenders": [recommender, recommender], "ingestors": [ingestor, ingestor]} | fields
+    parts = {"gateways": [replica], "recommenders": [replica], "ingestors": [ingestor, ingestor]} | fields
     return Status(ready=True, degraded=["one thing"], model_version="v000001", users=8, **({"trainer": None} | parts))
 
 
@@ -154,7 +154,7 @@ def test_metrics_name_versions_and_the_check_that_a_candidate_failed():
 
 def test_staleness_that_nobody_knows_is_not_a_number():
     """Zero would look like perfect freshness to an alert."""
-    nobody = render(status(recommenders=[]))
+    nobody = render(status(gateways=[], recommenders=[]))
     assert "pinrec_staleness_ms NaN" in nobody
     assert "pinrec_items_read_age_s NaN" in nobody
 
