@@ -24,7 +24,7 @@ _QUERY: Final = "cpu_ms_per_query_"
 _GIB: Final = 2**30
 _PARTS: Final = ("broker", "ingestor", "recommender", "gateway", "http_proxy", "rest_of_ray")
 _IDLE_ON_EVENTS: Final = ("gateway", "http_proxy")
-_IDLE_ON_QUERIES: Final = ("broker", "ingestor")
+_IDLE_ON_QUERIES: Final = ("broker", "ingestor", "recommender")
 
 
 @dataclass(frozen=True)
@@ -84,20 +84,20 @@ def limits(costs: Costs, settings: AppSettings | None = None) -> list[Limit]:
     settings = settings or AppSettings()
     per_event = costs.cores(1.0)
     machine = _USED * _CORES
-    beside_the_store = per_event["ingestor"] + per_event["recommender"]
+    beside_the_store = per_event["ingestor"] + per_event["recommender"] + per_event["gateway"]
     state_gib = _S_BETWEEN_EVENTS * costs.state_kib * 1024 / _GIB
     partitions = settings.kafka.partitions
     found = [
         Limit(
             machine / sum(per_event.values()),
             f"the processors of one machine ({_CORES} cores)",
-            "Kafka on machines of its own (`kafka.bootstrap`), and Gateways, which need no state, on others",
+            "Kafka on machines of its own (`kafka.bootstrap`)",
         ),
         Limit(
             machine / beside_the_store,
-            "the sequence store: LMDB is one machine's, and Ingestors and Recommenders must be where it is",
+            "the sequence store: LMDB is one machine's, and Ingestors, Recommenders and Gateways must be where it is",
             "a sequence store on the network (`streaming/stores/base.py` says what it must promise), and Recommenders "
-            "on many machines",
+            "and Gateways on many machines",
         ),
         Limit(
             1e6 / costs.store_us,

@@ -121,6 +121,8 @@ class LocalCluster:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         # Without this Ray takes a loopback address for a mistake, and listens on the machine's outward one.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # Ray's own 15 leaves no room below: a trainer that is to give way would hardly do so.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         import ray
 
         self._haproxy = _haproxy()
