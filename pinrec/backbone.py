@@ -6,6 +6,8 @@ Positions are indices in the window and enter only as rotary angles (Su et al. 2
 differences and nothing else; a history that grows at its end leaves all earlier keys and values as they are.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,6 +15,20 @@ from torch.nn import functional as F
 from pinrec.config import ModelConfig
 
 ROOM = 16  # positions a full cache grows by
+
+
+class Places(NamedTuple):
+    """Where N new positions of each row go, and what they may attend to; the same in every layer.
+
+    Attributes:
+        position_BN: int64, their positions.
+        lone: the first of them where there is only one row: then they lie side by side, and nothing lies behind.
+        seen: bool[B or 1, 1, N, keys] which of the keys that `KVCache.write` returns; None = all of them.
+    """
+
+    position_BN: Tensor
+    lone: int | None
+    seen: Tensor | None
 
 
 class KVCache:
@@ -41,17 +57,32 @@ class KVCache:
             pad = (0, 0, 0, positions + ROOM - self.capacity)
             self.key, self.value = F.pad(self.key, pad), F.pad(self.value, pad)
 
-    def write(self, layer: int, key_BHNK: Tensor, value_BHNK: Tensor) -> tuple[Tensor, Tensor]:
-        """Put N positions behind each row's end; returns the layer's keys and values [B, H, C, K]."""
+    def places(self, more: int) -> Places:
+        """Where the next `more` positions of each row go; there must be room for them."""
+        device = self.key.device
+        position_BN = self.length_B[:, None] + torch.arange(more, device=device)
+        alone = len(self.length_B) == 1 and not self.length_B.is_cuda  # a GPU would be waited for
+        lone = int(self.length_B) if alone else None
+        if lone is not None and more == 1:
+            return Places(position_BN, lone, None)
+        keys = self.capacity if lone is None else lone + more
+        return Places(position_BN, lone, (torch.arange(keys, device=device) <= position_BN[..., None])[:, None])
+
+    def write(self, layer: int, key_BHNK: Tensor, value_BHNK: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+        """Put N positions in their places; returns the layer's keys and values [B, H, up to C, K]."""
         _, rows, heads, _, width = self.key.shape
         more = key_BHNK.shape[2]
         assert key_BHNK.shape == value_BHNK.shape == (rows, heads, more, width)
-        device = self.key.device
-        row_B1 = torch.arange(rows, device=device)[:, None]
-        at_BN = self.length_B[:, None] + torch.arange(more, device=device)
-        self.key[layer, row_B1, :, at_BN] = key_BHNK.transpose(1, 2).to(self.key.dtype)
-        self.value[layer, row_B1, :, at_BN] = value_BHNK.transpose(1, 2).to(self.value.dtype)
-        return self.key[layer], self.value[layer]
+        key_BHCK, value_BHCK = self.key[layer], self.value[layer]
+        if places.lone is not None:
+            end = places.lone + more
+            key_BHCK[:, :, places.lone : end] = key_BHNK
+            value_BHCK[:, :, places.lone : end] = value_BHNK
+            return key_BHCK[:, :, :end], value_BHCK[:, :, :end]
+        row_B1 = torch.arange(rows, device=self.key.device)[:, None]
+        key_BHCK[row_B1, :, places.position_BN] = key_BHNK.transpose(1, 2).to(self.key.dtype)
+        value_BHCK[row_B1, :, places.position_BN] = value_BHNK.transpose(1, 2).to(self.value.dtype)
+        return key_BHCK, value_BHCK
 
     def grow(self, more: int) -> None:
         """Take `more` positions that were written behind each row as its own."""
@@ -193,17 +224,15 @@ class Backbone(nn.Module):
         more = x_BND.shape[1]
         assert x_BND.shape == (len(cache.length_B), more, self.width)
         cache.reserve(more)
-        device = x_BND.device
-        position_BN = cache.length_B[:, None] + torch.arange(more, device=device)
-        cos, sin = self.rotary.angles(position_BN)
+        places = cache.places(more)
+        cos, sin = self.rotary.angles(places.position_BN)
         angles = cos[:, None], sin[:, None]
-        seen = (torch.arange(cache.capacity, device=device) <= position_BN[..., None])[:, None]
         x = x_BND
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             q, k, v, gate = block.split(x, angles)
-            keys, values = cache.write(layer, _rounded(k, kept), _rounded(v, kept))
-            x = block.join(x, F.scaled_dot_product_attention(q, keys, values, attn_mask=seen), gate)
+            keys, values = cache.write(layer, _rounded(k, kept), _rounded(v, kept), places)
+            x = block.join(x, F.scaled_dot_product_attention(q, keys, values, attn_mask=places.seen), gate)
         cache.grow(more)
         h_BND: Tensor = self.norm(x)
         return h_BND

@@ -33,6 +33,7 @@ from torch import Tensor
 from pinrec.budget import normalised
 from pinrec.config import Frozen, GenerationConfig, Mode, ModelConfig, Vocabulary
 from pinrec.exact import CHUNK, perturbed_rows
+from pinrec.fused import FusedModel
 from pinrec.generation import embed, rank
 from pinrec.hashing import hash_id
 from pinrec.history import History, HistoryEvent
@@ -199,6 +200,11 @@ class Bundle:
     table: np.ndarray | QuantisedTable
     index: ItemIndex
     popularity: Popularity
+
+    @cached_property
+    def fused(self) -> FusedModel:
+        """The model as lists are made with it."""
+        return FusedModel(self.model)
 
     @classmethod
     def of(

@@ -59,7 +59,7 @@ def encode(bundle: "Bundle", requests: Sequence[GenerationRequest], kept: torch.
         kept: see `Backbone.prefill`.
     """
     events = NewEvents(bundle, requests, [0] * len(requests))
-    h_BLD, cache = bundle.model.prefill(events.tokens(), events.count_B, kept)
+    h_BLD, cache = bundle.fused.prefill(events.tokens(), events.count_B, kept)
     return Encoded(h_BLD[torch.arange(len(requests)), events.count_B - 1], cache, events.last_B, events.last_surface_B)
 
 
@@ -155,7 +155,7 @@ class NewEvents:
     def tokens(self) -> Tensor:
         """x_BLD; what stands behind a row's last event is meaningless."""
         timestamp_BL = torch.from_numpy(self._timestamp_BL)
-        return self._bundle.model.tokens(
+        return self._bundle.fused.tokens(
             torch.from_numpy(self._item_BLD),
             torch.from_numpy(self._action_BL),
             torch.from_numpy(self._surface_BL),

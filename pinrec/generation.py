@@ -21,6 +21,7 @@ from pinrec.config import GenerationConfig
 from pinrec.delta import Delta, View
 from pinrec.encoding import Encoded, Encoder, encode, from_scratch
 from pinrec.exploration import explored
+from pinrec.fused import FusedModel
 from pinrec.hashing import hash_id
 from pinrec.model import PinRecModel
 from pinrec.requests import ANY, Candidate, GenerationRequest, check
@@ -130,7 +131,7 @@ def embed(
 def _embed(bundle: "Bundle", part: _Part, outcomes: int, config: GenerationConfig) -> Embeddings:
     """See `embed`; a row has places for so many outcomes."""
     requests, encoded = part.requests, part.encoded
-    model, conditioned = bundle.model, config.mode != "unconditioned"
+    model, conditioned = bundle.fused, config.mode != "unconditioned"
     offsets = np.array(model.config.offsets_s if config.mode == "multi_token" else (math.nan,))
     nearest = int(offsets.argmin()) if config.mode == "multi_token" else 0
     aims = _outcomes(bundle, part.shares, outcomes)
@@ -192,7 +193,9 @@ class Aims:
     fed_back: int
 
 
-def generated(model: PinRecModel, h_BD: Tensor, cache: KVCache, moment: Moment, aims: Aims, steps: int) -> Tensor:
+def generated(
+    model: PinRecModel | FusedModel, h_BD: Tensor, cache: KVCache, moment: Moment, aims: Aims, steps: int
+) -> Tensor:
     """The embeddings of all steps one behind the other, float32[B, steps x E, D], on the model's device.
 
     Nothing in it asks what a tensor holds, so a GPU runs it as one captured graph.

@@ -125,7 +125,7 @@ class UserStates:
                 mine, known = [requests[b] for b in part], [since[b] for b in part]
                 events = NewEvents(bundle, mine, known)
                 if new:
-                    h_BLD, cache = bundle.model.prefill(events.tokens(), events.count_B, self._kept)
+                    h_BLD, cache = bundle.fused.prefill(events.tokens(), events.count_B, self._kept)
                 else:
                     h_BLD, cache = self._extended(arena, bundle, mine, known, events)
                 row_B = torch.arange(len(part))
@@ -152,7 +152,7 @@ class UserStates:
         cache = arena.gather(blocks, length_B, most)
         if not most:
             return torch.zeros(len(blocks), 1, bundle.model.config.width), cache
-        h_BND = bundle.model.extend(events.tokens(), cache, self._kept)
+        h_BND = bundle.fused.extend(events.tokens(), cache, self._kept)
         cache.rewind(length_B + events.count_B)
         return h_BND, cache
 
