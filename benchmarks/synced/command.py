@@ -2,6 +2,7 @@
 
 python -m benchmarks.synced --data ../data/kuairand_pure    # the last days of a log, played again
 python -m benchmarks.synced --town                          # the town in closed loop
+python -m benchmarks.synced --town --lives minute everything-day    # some of it
 python -m benchmarks.synced --town --list                   # what is done and what remains; starts nothing
 python -m benchmarks.synced --report
 """
@@ -84,7 +85,7 @@ def _plan(options: argparse.Namespace) -> Iterator[_Planned]:
     if options.town:
         for seed in options.seeds or (0, 1, 2):
             opening = cache(lambda seed=seed: _opening(options, seed))
-            for life in LIVES:
+            for life in options.lives or LIVES:
                 yield _Planned(lived_name(life, seed), lambda life=life, opening=opening: _live(opening(), life))
 
 
@@ -173,6 +174,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--days", type=float, help="played again, or lived through (default: 3)")
     parser.add_argument("--most", type=int, default=6_000, help="moments of a log tested, a random sample")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 for a log; 0 1 2 for the town")
+    parser.add_argument("--lives", nargs="+", choices=LIVES, metavar="LIFE", help="of the town; default: all of them")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSONs")
     parser.add_argument("--list", action="store_true", help="what is done and what remains; starts nothing")
     parser.add_argument("--report", action="store_true", help="only make the page from the JSONs")
