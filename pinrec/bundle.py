@@ -47,7 +47,7 @@ from pinrec.tower import id_tables_shape
 
 log = logging.getLogger(__name__)
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 MANIFEST: Final = "manifest.json"
 MODEL: Final = "model.safetensors"
 IDS: Final = "ids.npy"
@@ -96,10 +96,11 @@ class FileEntry(Frozen):
 class IndexEntry(Frozen):
     """How the index was built; see `pinrec.index.IndexReport`."""
 
-    kind: Literal["exact", "ivf"]
+    kind: Literal["exact", "codes", "ivf"]
     nprobe: int
     recall: float
     trained_nprobe: int = 0
+    looked_at: int = 2
 
 
 class TableEntry(Frozen):
@@ -255,7 +256,7 @@ class Bundle:
             metrics=dict(metrics or {}),
             items_positions=dict(items_positions or {}),
         )
-        bundle = cls(manifest, model, catalogue, stored, index, popularity)
+        bundle = cls(manifest, model, catalogue, stored, index.over(stored), popularity)
         golden = tuple(bundle._answered(query) for query in _golden_queries(catalogue, model.vocabulary))
         return replace(bundle, manifest=manifest.model_copy(update={"golden": golden}))
 
@@ -356,7 +357,7 @@ class Bundle:
         model = _load_model(folder, manifest, mmap)
         table = _as_table(_load_array(folder / TABLE, "r" if mmap else None), manifest)
         try:
-            index = ItemIndex.load(folder / INDEX, mmap, IndexReport(**manifest.index.model_dump()))
+            index = ItemIndex.load(folder / INDEX, table, mmap, IndexReport(**manifest.index.model_dump()))
             catalogue = Catalogue.load(folder)
             popularity = Popularity.load(folder)
         except IndexFileError as error:

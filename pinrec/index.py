@@ -16,9 +16,14 @@ EXACT_BELOW: Final = 10_000
 """Below so many items an exact scan for all embeddings of a list takes less time than the rest of the list."""
 RECALL_GOAL: Final = 0.98
 _TIE: Final = 1e-5  # FAISS adds up in another order
+_BITS: Final = 4  # of a code: FAISS looks up 32 of them at once
+_LEAST_LOOKED_AT: Final = 64
+_MOST_LOOKED_AT: Final = 8  # rows for each one wanted
 _TRAINED_PER_LIST: Final = 64
+_TRAINED_CODES: Final = 16_384
 _LEAST_PER_LIST: Final = 39  # what FAISS wants at least to find a centroid
-_MOST_VISITED: Final = 1 / 8  # share of the lists beyond which a scan of everything, in blocks, is as fast
+_FIRST_VISITED: Final = 8
+_MOST_VISITED: Final = 1 / 8  # share of the lists beyond which a scan of all codes is as fast
 
 
 def use_threads(threads: int) -> None:
@@ -39,23 +44,35 @@ class IndexReport:
     """What was built.
 
     Attributes:
+        kind: exact scans the vectors; codes scans codes of 4 bits a number; ivf scans codes of half that in the lists
+            nearest to a query. What codes find is scored by the vectors.
         nprobe: lists visited by a search; 0 = all there is.
         recall: recall@100 against the exact scan.
         trained_nprobe: lists visited when the centroids were found.
+        looked_at: rows scored by the vectors for each one wanted, as codes order the best only roughly.
     """
 
-    kind: Literal["exact", "ivf"]
+    kind: Literal["exact", "codes", "ivf"]
     nprobe: int
     recall: float
     trained_nprobe: int = 0
+    looked_at: int = 2
 
 
 class ItemIndex:
-    """Maximum inner product over the rows of an item table."""
+    """Maximum inner product over the rows of an item table.
 
-    def __init__(self, index: Any, report: IndexReport | None = None) -> None:
+    Args:
+        index: of FAISS.
+        table: the vectors that what codes find is scored by; an exact index has its own.
+    """
+
+    def __init__(self, index: Any, report: IndexReport | None = None, table: Rows | None = None) -> None:
         self._index = index
         self.report = report
+        self._looked_at = 2 if report is None else report.looked_at
+        # Rows of a mapped array are picked out several times as fast without the class that maps it.
+        self._table: Any = table.view(np.ndarray) if isinstance(table, np.ndarray) else table
 
     @classmethod
     def build(
@@ -66,10 +83,11 @@ class ItemIndex:
         like: "ItemIndex | None" = None,
         stays_N: np.ndarray | None = None,
     ) -> "ItemIndex":
-        """An exact index below `exact_below` items, else IVF.
+        """An exact index below `exact_below` items, else an IVF over codes.
 
-        Of IVF the number of lists visited is doubled until recall@100 on perturbed rows reaches `recall_goal`. Vectors
-        without any neighbourhoods, as of weights hardly trained, would need nearly all lists: their index is exact too.
+        The number of lists visited is the least, to an eighth, that reaches `recall_goal` on perturbed rows. Vectors
+        without any neighbourhoods, as of weights hardly trained, would need nearly all lists: of these all codes are
+        scanned, or the vectors where codes do not tell them apart.
         Centroids, and finding each row's own, are nearly all of the cost: both are taken over from an older index as
         long as that reaches the goal with at most twice the lists visited that its centroids began with.
 
@@ -81,29 +99,55 @@ class ItemIndex:
         items, width = table_ND.shape
         if items < exact_below:
             return cls._exact(table_ND)
+        judge = _Judge(table_ND)
         lists = max(1, min(round(4 * items**0.5), items // _LEAST_PER_LIST))
         if like is not None and stays_N is not None and like._serves_as_model(lists, width):
             for kept_N in (stays_N, np.full(items, -1)):
                 index, trained = like._followed_by(table_ND, kept_N), like._trained_nprobe
-                for nprobe in sorted({like._index.nprobe, min(2 * trained, like._index.nlist)}):
-                    index._index.nprobe = nprobe
-                    if (recall := index.recall(table_ND)) >= recall_goal:
-                        index.report = IndexReport("ivf", nprobe, recall, trained)
+                for nprobe in sorted({like._codes.nprobe, min(2 * trained, like._codes.nlist)}):
+                    index._codes.nprobe = nprobe
+                    if (recall := judge.recall(index)) >= recall_goal:
+                        index.report = IndexReport("ivf", nprobe, recall, trained, index._looked_at)
                         return index
+        rows = np.random.default_rng(0).choice(items, min(items, _TRAINED_PER_LIST * lists), replace=False)
         # Some thousand centroids are scanned faster than a graph over them is walked for hundreds of lists, and a graph
         # may never reach the right ones: asked for all of 2,191 lists, one over item vectors gave 400.
-        ivf: Any = faiss.index_factory(width, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
-        rows = np.random.default_rng(0).choice(items, min(items, _TRAINED_PER_LIST * lists), replace=False)
-        ivf.train(table_ND[np.sort(rows)])
-        ivf.add(table_ND)
-        index = cls(ivf)
-        ivf.nprobe, most = min(8, lists), max(8, round(_MOST_VISITED * lists))
-        while (recall := index.recall(table_ND)) < recall_goal:
-            if ivf.nprobe >= most:
+        quantizer = faiss.IndexFlatIP(width)
+        ivf = faiss.IndexIVFPQ(quantizer, width, lists, width // 2, _BITS, faiss.METRIC_INNER_PRODUCT)
+        turn_DD = _turn(table_ND.mean(0))
+        spread_ND = _spread(table_ND, turn_DD)
+        ivf.train(spread_ND[np.sort(rows)])
+        ivf.add(spread_ND)
+        index = cls(_turning(turn_DD, _fast(ivf, quantizer)), None, table_ND)
+        if nprobe := index._visited(judge, recall_goal):
+            index._codes.nprobe = nprobe
+            index.report = IndexReport("ivf", nprobe, judge.recall(index), nprobe)
+            return index
+        codes = faiss.IndexPQFastScan(width, width, _BITS, faiss.METRIC_INNER_PRODUCT)
+        codes.train(spread_ND[np.sort(rows[:_TRAINED_CODES])])
+        codes.add(spread_ND)
+        index = cls(_turning(turn_DD, codes), None, table_ND)
+        while (recall := judge.recall(index)) < recall_goal:
+            if index._looked_at >= _MOST_LOOKED_AT:
                 return cls._exact(table_ND)
-            ivf.nprobe = min(2 * ivf.nprobe, most)
-        index.report = IndexReport("ivf", ivf.nprobe, recall, ivf.nprobe)
+            index._looked_at *= 2
+        index.report = IndexReport("codes", 0, recall, 0, index._looked_at)
         return index
+
+    def _visited(self, judge: "_Judge", recall_goal: float) -> int:
+        """How many lists must be visited; 0 = more than can be afforded."""
+        ivf = self._codes
+        few, ivf.nprobe = 0, min(_FIRST_VISITED, ivf.nlist)
+        most = max(_FIRST_VISITED, round(_MOST_VISITED * ivf.nlist))
+        while judge.recall(self) < recall_goal:
+            if ivf.nprobe >= most:
+                return 0
+            few, ivf.nprobe = ivf.nprobe, min(2 * ivf.nprobe, most)
+        enough = int(ivf.nprobe)
+        while enough - few > max(1, enough // 8):
+            ivf.nprobe = (few + enough) // 2
+            few, enough = (few, ivf.nprobe) if judge.recall(self) >= recall_goal else (ivf.nprobe, enough)
+        return enough
 
     @classmethod
     def _exact(cls, table_ND: np.ndarray) -> "ItemIndex":
@@ -111,23 +155,34 @@ class ItemIndex:
         flat.add(table_ND)
         return cls(flat, IndexReport("exact", 0, 1.0))
 
+    def over(self, table: Rows) -> "ItemIndex":
+        """The same, scored by the rows of another table: that which is kept of the one it was built over."""
+        return self if self._table is None else ItemIndex(self._index, self.report, table)
+
     @property
     def has_lists(self) -> bool:
         """Whether it is an IVF."""
-        return isinstance(self._index, faiss.IndexIVF)
+        return isinstance(self._codes, faiss.IndexIVFPQFastScan)
+
+    @property
+    def _codes(self) -> Any:
+        """The index of codes behind the rotation; of an exact one itself."""
+        return faiss.downcast_index(self._index.index) if self._table is not None else self._index
 
     @property
     def _trained_nprobe(self) -> int:
-        return self.report.trained_nprobe if self.report is not None else self._index.nprobe
+        return self.report.trained_nprobe if self.report is not None else self._codes.nprobe
 
     def _serves_as_model(self, lists: int, width: int) -> bool:
         """Whether it has about as many lists as an index that is built now."""
-        return self.has_lists and self.width == width and lists / 2 <= self._index.nlist <= 2 * lists
+        return self.has_lists and self.width == width and lists / 2 <= self._codes.nlist <= 2 * lists
 
     def _followed_by(self, table_ND: np.ndarray, stays_N: np.ndarray) -> "ItemIndex":
-        """An IVF with this one's centroids over another table; see `build`."""
-        own, (items, width) = self._index, table_ND.shape
-        ivf = faiss.IndexIVFFlat(faiss.clone_index(own.quantizer), width, own.nlist, faiss.METRIC_INNER_PRODUCT)
+        """An IVF with this one's centroids and codes over another table; see `build`."""
+        own, (items, width) = self._codes, table_ND.shape
+        quantizer = faiss.clone_index(own.quantizer)
+        ivf = faiss.IndexIVFPQ(quantizer, width, own.nlist, own.pq.M, _BITS, faiss.METRIC_INNER_PRODUCT)
+        ivf.pq, ivf.is_trained = own.pq, True
         list_N = np.full(items, -1, np.int64)
         known = stays_N >= 0
         if known.any():
@@ -136,11 +191,13 @@ class ItemIndex:
                 if size := own.invlists.list_size(number):
                     list_of_row[faiss.rev_swig_ptr(own.invlists.get_ids(number), size)] = number
             list_N[known] = list_of_row[stays_N[known]]
+        turn: Any = faiss.downcast_VectorTransform(self._index.chain.at(0))
+        turn_DD = faiss.vector_to_array(turn.A).reshape(width, width)
+        spread_ND = _spread(table_ND, turn_DD)
         if not known.all():
-            list_N[~known] = ivf.quantizer.search(np.ascontiguousarray(table_ND[~known]), 1)[1][:, 0]
-        rows = np.ascontiguousarray(table_ND, np.float32)
-        ivf.add_core(items, faiss.swig_ptr(rows), None, faiss.swig_ptr(list_N))
-        return ItemIndex(ivf)
+            list_N[~known] = quantizer.search(spread_ND[~known], 1)[1][:, 0]
+        ivf.add_core(items, faiss.swig_ptr(spread_ND), None, faiss.swig_ptr(list_N))
+        return ItemIndex(_turning(turn_DD, _fast(ivf, quantizer)), None, table_ND)
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
@@ -152,7 +209,17 @@ class ItemIndex:
 
     def search(self, q_ED: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """(scores float32[E, k], rows int64[E, k]), best first; rows are -1 where the index has no more to give."""
-        return self._index.search(np.ascontiguousarray(q_ED, np.float32), k)  # type: ignore[no-any-return]
+        q_ED = np.ascontiguousarray(q_ED, np.float32)
+        if self._table is None:
+            return self._index.search(q_ED, k)  # type: ignore[no-any-return]
+        _, row_EC = self._index.search(q_ED, max(k, min(max(self._looked_at * k, _LEAST_LOOKED_AT), len(self))))
+        score_EC = np.matmul(self._table[np.maximum(row_EC, 0)], q_ED[:, :, None])[..., 0]
+        score_EC[row_EC < 0] = -np.inf
+        best_EK = np.argpartition(-score_EC, k - 1, axis=1)[:, :k] if k < row_EC.shape[1] else np.arange(k)[None]
+        score_EK = np.take_along_axis(score_EC, best_EK, axis=1)
+        order_EK = np.argsort(-score_EK, axis=1, kind="stable")
+        row_EK = np.take_along_axis(np.take_along_axis(row_EC, best_EK, axis=1), order_EK, axis=1)
+        return np.take_along_axis(score_EK, order_EK, axis=1), row_EK
 
     def recall(self, table: Rows, k: int = 100) -> float:
         """Share of the exact scan's top k that a search finds, for perturbed rows of the table.
@@ -160,9 +227,7 @@ class ItemIndex:
         What a search returns is scored again by the table: an index over other vectors, or over the same
         ones in another order, finds little.
         """
-        q_ED = perturbed_rows(table)
-        _, rows_EK = self.search(q_ED, min(k, len(table)))
-        return recall(inner_products(q_ED, table), rows_EK, _TIE)
+        return _Judge(table, k).recall(self)
 
     def save(self, path: Path) -> None:
         """Write the index.
@@ -174,16 +239,67 @@ class ItemIndex:
             faiss.write_index(self._index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
 
     @classmethod
-    def load(cls, path: Path, mmap: bool = True, report: IndexReport | None = None) -> "ItemIndex":
-        """Read an index; `mmap` lets processes of one machine share its pages. `report`: of when it was built.
+    def load(cls, path: Path, table: Rows, mmap: bool = True, report: IndexReport | None = None) -> "ItemIndex":
+        """Read an index.
+
+        Args:
+            table: see `ItemIndex`.
+            mmap: let processes of one machine share the pages of vectors. Codes are small, and read.
+            report: of when it was built.
 
         Raises:
             IndexFileError: not an index.
         """
-        with path.open("rb") as file:
-            # Inverted lists ("Iw..") and flat codes ("Ix..") are mapped by different flags, and neither takes both.
-            flag = faiss.IO_FLAG_MMAP if file.read(2) == b"Iw" else faiss.IO_FLAG_MMAP_IFC
         try:
-            return cls(faiss.read_index(str(path), flag if mmap else 0), report)
+            # Vectors are mapped; a reader of codes takes no notice of the flag.
+            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
         except RuntimeError as error:
             raise IndexFileError(f"{path.name}: {error}") from None
+        return cls(index, report, None if isinstance(index, faiss.IndexFlat) else table)
+
+
+class _Judge:
+    """Tells how much of the exact scan's best an index finds; the scan is made once."""
+
+    def __init__(self, table: Rows, k: int = 100) -> None:
+        self._q_ED, self._k = perturbed_rows(table), min(k, len(table))
+        self._exact_EN = inner_products(self._q_ED, table)
+
+    def recall(self, index: ItemIndex) -> float:
+        """See `ItemIndex.recall`."""
+        return recall(self._exact_EN, index.search(self._q_ED, self._k)[1], _TIE)
+
+
+def _turn(mean_D: np.ndarray) -> np.ndarray:
+    """float32[D, D]: the reflection that turns the mean into the first axis (Householder 1958)."""
+    away_D = mean_D / max(float(np.linalg.norm(mean_D)), 1e-12)
+    away_D[0] += 1.0 if away_D[0] >= 0 else -1.0
+    return (np.eye(len(away_D)) - 2 * np.outer(away_D, away_D) / (away_D @ away_D)).astype(np.float32)
+
+
+def _spread(table_ND: np.ndarray, turn_DD: np.ndarray) -> np.ndarray:
+    """float32[N, D]: the vectors from their mean on, in units of their root mean square length, turned.
+
+    A query, turned alike, orders them as it orders the vectors. Those of a model hardly trained lie close together:
+    codes of what they have in common would leave nothing for what tells them apart, and most of a query would be spent
+    on it in every number.
+    """
+    spread_ND: np.ndarray = np.subtract(table_ND, table_ND.mean(0), dtype=np.float32) @ turn_DD.T
+    spread_ND /= max(float(np.sqrt(np.einsum("nd,nd->", spread_ND, spread_ND) / len(spread_ND))), 1e-12)
+    return spread_ND
+
+
+def _turning(turn_DD: np.ndarray, codes: Any) -> Any:
+    """An index that turns its queries; what it holds already is turned."""
+    width = len(turn_DD)
+    turn: Any = faiss.LinearTransform(width, width, False)
+    faiss.copy_array_to_vector(turn_DD.ravel(), turn.A)
+    turn.is_trained = True
+    return faiss.IndexPreTransform(turn, codes)
+
+
+def _fast(ivf: Any, quantizer: Any) -> Any:
+    """The same with its codes in blocks, as they are scanned."""
+    fast: Any = faiss.IndexIVFPQFastScan(ivf)
+    fast.referenced_objects = [quantizer]  # Python's own: it would go with `ivf`
+    return fast
