@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pinrec.backbone import KVCache
-from pinrec.budget import normalised, slots, spread
+from pinrec.budget import normalised, places
 from pinrec.config import GenerationConfig
 from pinrec.delta import Delta, View
 from pinrec.encoding import Encoded, Encoder, encode, from_scratch
@@ -228,10 +228,8 @@ def _shares(bundle: "Bundle", request: GenerationRequest, config: GenerationConf
 
 def _outcomes(bundle: "Bundle", shares: Sequence[dict[str, float]], most: int) -> np.ndarray:
     """int64[B, O]: each row's outcomes, largest share first; -1 behind a row's last."""
-    aims = np.full((len(shares), most), ANY, np.int64)
-    for row, names in zip(aims, shares, strict=True):
-        row[: len(names)] = [bundle.vocabulary.action_index[name] for name in names]
-    return aims
+    index = bundle.vocabulary.action_index
+    return np.array([[index[name] for name in names] + [ANY] * (most - len(names)) for names in shares], np.int64)
 
 
 def _slots(
@@ -241,14 +239,11 @@ def _slots(
     outcome_BE: np.ndarray,
 ) -> np.ndarray:
     """int64[B, E]: k places over outcomes by their shares, then evenly over each outcome's embeddings."""
-    slots_BE = np.zeros(outcome_BE.shape, np.int64)
-    for b, request in enumerate(requests):
-        if shares is None:
-            slots_BE[b] = spread(request.k, outcome_BE.shape[1])
-            continue
-        for name, places in zip(shares[b], slots(list(shares[b].values()), request.k), strict=True):
-            mine_E = outcome_BE[b] == bundle.vocabulary.action_index[name]
-            slots_BE[b, mine_E] = spread(places, int(mine_E.sum()))
+    index = bundle.vocabulary.action_index
+    slots_BE = np.empty(outcome_BE.shape, np.int64)
+    for b, (outcome_E, request) in enumerate(zip(outcome_BE.tolist(), requests, strict=True)):
+        budget = [(ANY, 1.0)] if shares is None else [(index[name], share) for name, share in shares[b].items()]
+        slots_BE[b] = places(tuple(outcome_E), tuple(budget), request.k)
     return slots_BE
 
 
