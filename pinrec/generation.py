@@ -336,13 +336,17 @@ def popular(
     """
     view = View(bundle, delta)
     only = Filter.of(view, request)
-    rows = only.among(view.popularity.cold_start(request.surface, len(view), fresh_every))[: request.k]
+    rows = only.among(view, view.popularity.cold_start(request.surface, len(view), fresh_every))[: request.k]
     if len(rows) < request.k:
         others = only.left(view)
         others[rows] = False
         rows = np.concatenate((rows, np.flatnonzero(others)[: request.k - len(rows)]))
     # The score orders the list and means nothing else: popularity and newness share no scale.
-    return [Candidate(row, view.item_id(row), 1 / (1 + at)) for at, row in enumerate(rows.tolist())]
+    chosen = rows.tolist()
+    return [
+        Candidate(row, item_id, 1 / (1 + at))
+        for at, (row, item_id) in enumerate(zip(chosen, view.item_ids(chosen), strict=True))
+    ]
 
 
 def similar(
