@@ -5,6 +5,7 @@ Shape suffixes: B requests, E embeddings of a request in generation order, D wid
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -25,18 +26,25 @@ def normalised(outcomes: Mapping[str, float], vocabulary: Vocabulary) -> dict[st
     Raises:
         BudgetError: an outcome is not an engaging action, a share is negative or not finite, or all are 0.
     """
-    for name, share in outcomes.items():
-        if name not in vocabulary.outcomes:
-            raise BudgetError(f"outcomes.{name[:64]}", f"not an outcome; choose from {', '.join(vocabulary.outcomes)}")
+    return dict(_normalised(tuple(outcomes.items()), vocabulary.outcomes))
+
+
+# Most lists are made with one of a few budgets.
+@lru_cache(maxsize=1_024)
+def _normalised(outcomes: tuple[tuple[str, float], ...], known: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
+    for name, share in outcomes:
+        if name not in known:
+            raise BudgetError(f"outcomes.{name[:64]}", f"not an outcome; choose from {', '.join(known)}")
         if not math.isfinite(share) or share < 0:
             raise BudgetError(f"outcomes.{name}", f"a share is a finite number of at least 0, not {share}")
-    largest = max(outcomes.values(), default=0.0)
+    shares = dict(outcomes)
+    largest = max(shares.values(), default=0.0)
     if largest <= 0:
         raise BudgetError("outcomes", "the shares sum to 0; give at least one outcome a share above 0")
     # Dividing by the largest first keeps the sum of huge shares finite.
-    relative = {name: outcomes[name] / largest for name in vocabulary.outcomes if outcomes.get(name, 0) > 0}
+    relative = {name: shares[name] / largest for name in known if shares.get(name, 0) > 0}
     total = math.fsum(relative.values())
-    return {name: share / total for name, share in sorted(relative.items(), key=lambda pair: -pair[1])}
+    return tuple((name, share / total) for name, share in sorted(relative.items(), key=lambda pair: -pair[1]))
 
 
 def slots(shares: Sequence[float], k: int) -> list[int]:
@@ -59,6 +67,22 @@ def spread(places: int, embeddings: int) -> np.ndarray:
     return each + (np.arange(embeddings) < rest)
 
 
+@lru_cache(maxsize=1_024)
+def places(outcome_E: tuple[int, ...], shares: tuple[tuple[int, float], ...], k: int) -> np.ndarray:
+    """int64[E], not to be written to: k places over outcomes by their shares, then evenly over each one's embeddings.
+
+    Args:
+        outcome_E: outcome of each embedding; one that has no share gets no places.
+        shares: (outcome, share), shares sum to 1.
+    """
+    aims_E, places_E = np.array(outcome_E), np.zeros(len(outcome_E), np.int64)
+    for (outcome, _), mine in zip(shares, slots([share for _, share in shares], k), strict=True):
+        of_outcome = aims_E == outcome
+        places_E[of_outcome] = spread(mine, int(of_outcome.sum()))
+    places_E.setflags(write=False)
+    return places_E
+
+
 def compress(e_BED: np.ndarray, outcome_BE: np.ndarray, slots_BE: np.ndarray, threshold: float) -> np.ndarray:
     """Merge embeddings that would fetch the same items, so that their places go to one search.
 
@@ -75,11 +99,25 @@ def compress(e_BED: np.ndarray, outcome_BE: np.ndarray, slots_BE: np.ndarray, th
     Returns:
         int64[B, E] places; every row keeps its sum per outcome.
     """
-    merged = slots_BE.copy()
     alike_BEE = (e_BED @ e_BED.transpose(0, 2, 1) > threshold) & (outcome_BE[:, :, None] == outcome_BE[:, None, :])
-    for i in range(1, merged.shape[1]):
-        earlier = alike_BEE[:, i, :i] & (merged[:, :i] > 0)
-        request = np.nonzero(earlier.any(1))[0]
-        merged[request, earlier[request].argmax(1)] += merged[request, i]
-        merged[request, i] = 0
+    # Each row of it as one number, a bit an embedding: the walk depends on its own steps, so it goes one by one, and
+    # there a few operations on whole numbers cost far less than as many on small arrays.
+    packed = np.packbits(alike_BEE, axis=2, bitorder="little")
+    width, of_all, embeddings = packed.shape[2], packed.tobytes(), slots_BE.shape[1]
+    alike = [int.from_bytes(of_all[at : at + width], "little") for at in range(0, len(of_all), width)]
+    return np.array(
+        [_merged(slots_E, alike[b * embeddings :][:embeddings]) for b, slots_E in enumerate(slots_BE.tolist())],
+        np.int64,
+    )
+
+
+def _merged(slots_E: list[int], alike_E: list[int]) -> list[int]:
+    """One request's places; the bits of `alike_E` are the embeddings that each one is like."""
+    merged, kept = [0] * len(slots_E), 0
+    for i, (mine, alike) in enumerate(zip(slots_E, alike_E, strict=True)):
+        if earlier := alike & kept:
+            merged[(earlier & -earlier).bit_length() - 1] += mine
+        elif mine:
+            merged[i] = mine
+            kept |= 1 << i
     return merged

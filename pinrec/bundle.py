@@ -285,6 +285,11 @@ class Bundle:
         return self.manifest.outcomes
 
     @cached_property
+    def temperature(self) -> float:
+        """The model's, as a number: what inner products of embeddings with the table are divided by."""
+        return float(self.model.temperature)
+
+    @cached_property
     def new_rows(self) -> np.ndarray:
         """int64: rows of items that nobody engaged with lately, the newest first; then those without a known time."""
         known = np.union1d(self.popularity.ranked[-1], self.popularity.newest)

@@ -4,10 +4,10 @@ A bundle never changes, so a delta lies over it. Rows from N on are the delta's;
 deleted or changed are gone. Shape suffixes: N items of the bundle, M items of the delta, Q queries, K results, D width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -166,13 +166,11 @@ class View:
 
     def vectors(self, row: Rows) -> NDArray[np.float32]:
         """float32[..., D]: the vectors of rows."""
-        if self.delta is None or not len(self.delta):
-            return self.bundle.table[row]
-        n = len(self.bundle.catalogue)
-        x: NDArray[np.float32] = self.bundle.table[np.minimum(row, n - 1)]
-        late = row >= n
-        x[late] = self.delta.table[row[late] - n]
-        return x
+        return _taken(row, self.bundle.table, self.delta.table if self.delta else None)
+
+    def hashes(self, row: Rows) -> NDArray[np.uint64]:
+        """uint64[...]: the hashes of rows' items."""
+        return _taken(row, self.bundle.catalogue.hashes, self.delta.catalogue.hashes if self.delta else None)
 
     def rows(self, hashes: NDArray[np.uint64]) -> Rows:
         """Row of each item's hash, as it is now; -1 for an item that is unknown or deleted."""
@@ -210,15 +208,13 @@ class View:
         late = np.flatnonzero(self.delta.base == ANY) + len(self.bundle.catalogue)
         return np.concatenate((late, now[now != ANY]))
 
-    def item_id(self, row: int) -> str:
-        """Of a row."""
-        catalogue, row = self._place(row)
-        return catalogue.item_ids[row]
+    def item_ids(self, rows: Sequence[int]) -> list[str]:
+        """Of rows."""
+        return self._texts(rows, lambda catalogue: catalogue.item_ids)
 
-    def title(self, row: int) -> str:
-        """Of a row."""
-        catalogue, row = self._place(row)
-        return catalogue.titles[row]
+    def titles(self, rows: Sequence[int]) -> list[str]:
+        """Of rows."""
+        return self._texts(rows, lambda catalogue: catalogue.titles)
 
     def late_vector(self, item_id: str) -> NDArray[np.float32] | None:
         """float32[D] of an item that the delta knows better than the bundle; None where it does not."""
@@ -226,9 +222,23 @@ class View:
             return None
         return self.delta.table[row]  # type: ignore[no-any-return]
 
-    def _place(self, row: int) -> tuple[Catalogue, int]:
-        late = row - len(self.bundle.catalogue)
-        return (self.bundle.catalogue, row) if late < 0 or self.delta is None else (self.delta.catalogue, late)
+    def _texts(self, rows: Sequence[int], of: Callable[[Catalogue], Sequence[str]]) -> list[str]:
+        texts = of(self.bundle.catalogue)
+        if self.delta is None:
+            return [texts[row] for row in rows]
+        n, late = len(texts), of(self.delta.catalogue)
+        return [texts[row] if row < n else late[row - n] for row in rows]
+
+
+def _taken(row: Rows, ours: Any, late: NDArray[Any] | None) -> NDArray[Any]:
+    """What stands in rows of a column of the bundle, and of the delta's behind it; None = that has no items."""
+    if late is None:
+        return ours[row]  # type: ignore[no-any-return]
+    n = len(ours)
+    taken: NDArray[Any] = ours[np.minimum(row, n - 1)]
+    behind = row >= n
+    taken[behind] = late[row[behind] - n]
+    return taken
 
 
 def _same(fresh: Catalogue, base: Catalogue, was: Rows) -> NDArray[np.bool_]:

@@ -36,13 +36,10 @@ def _explored(view: View, request: GenerationRequest, listed: list[Candidate], s
     if not wanted:
         return listed
     only = Filter.of(view, request)
-    pool = only.among(view.new_rows)
+    pool = only.among(view, view.new_rows)
     pool = pool[~np.isin(pool, [one.row for one in listed])]
     rows = rng.permutation(pool)[:wanted].tolist()
     kept = iter(listed)
-    tried = iter(rows)
+    tried = iter(zip(rows, view.item_ids(rows), strict=True))
     places = set(rng.permutation(len(listed))[: len(rows)].tolist())
-    return [
-        Candidate(row := next(tried), view.item_id(row), 0.0, explored=True) if at in places else next(kept)
-        for at in range(len(listed))
-    ]
+    return [Candidate(*next(tried), 0.0, explored=True) if at in places else next(kept) for at in range(len(listed))]

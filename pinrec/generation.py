@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pinrec.backbone import KVCache
-from pinrec.budget import normalised, slots, spread
+from pinrec.budget import normalised, places
 from pinrec.config import GenerationConfig
 from pinrec.delta import Delta, View
 from pinrec.encoding import Encoded, Encoder, encode, from_scratch
@@ -231,10 +231,8 @@ def _shares(bundle: "Bundle", request: GenerationRequest, config: GenerationConf
 
 def _outcomes(bundle: "Bundle", shares: Sequence[dict[str, float]], most: int) -> np.ndarray:
     """int64[B, O]: each row's outcomes, largest share first; -1 behind a row's last."""
-    aims = np.full((len(shares), most), ANY, np.int64)
-    for row, names in zip(aims, shares, strict=True):
-        row[: len(names)] = [bundle.vocabulary.action_index[name] for name in names]
-    return aims
+    index = bundle.vocabulary.action_index
+    return np.array([[index[name] for name in names] + [ANY] * (most - len(names)) for names in shares], np.int64)
 
 
 def _slots(
@@ -244,14 +242,11 @@ def _slots(
     outcome_BE: np.ndarray,
 ) -> np.ndarray:
     """int64[B, E]: k places over outcomes by their shares, then evenly over each outcome's embeddings."""
-    slots_BE = np.zeros(outcome_BE.shape, np.int64)
-    for b, request in enumerate(requests):
-        if shares is None:
-            slots_BE[b] = spread(request.k, outcome_BE.shape[1])
-            continue
-        for name, places in zip(shares[b], slots(list(shares[b].values()), request.k), strict=True):
-            mine_E = outcome_BE[b] == bundle.vocabulary.action_index[name]
-            slots_BE[b, mine_E] = spread(places, int(mine_E.sum()))
+    index = bundle.vocabulary.action_index
+    slots_BE = np.empty(outcome_BE.shape, np.int64)
+    for b, (outcome_E, request) in enumerate(zip(outcome_BE.tolist(), requests, strict=True)):
+        budget = [(ANY, 1.0)] if shares is None else [(index[name], share) for name, share in shares[b].items()]
+        slots_BE[b] = places(tuple(outcome_E), tuple(budget), request.k)
     return slots_BE
 
 
@@ -344,13 +339,17 @@ def popular(
     """
     view = View(bundle, delta)
     only = Filter.of(view, request)
-    rows = only.among(view.popularity.cold_start(request.surface, len(view), fresh_every))[: request.k]
+    rows = only.among(view, view.popularity.cold_start(request.surface, len(view), fresh_every))[: request.k]
     if len(rows) < request.k:
         others = only.left(view)
         others[rows] = False
         rows = np.concatenate((rows, np.flatnonzero(others)[: request.k - len(rows)]))
     # The score orders the list and means nothing else: popularity and newness share no scale.
-    return [Candidate(row, view.item_id(row), 1 / (1 + at)) for at, row in enumerate(rows.tolist())]
+    chosen = rows.tolist()
+    return [
+        Candidate(row, item_id, 1 / (1 + at))
+        for at, (row, item_id) in enumerate(zip(chosen, view.item_ids(chosen), strict=True))
+    ]
 
 
 def similar(

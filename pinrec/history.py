@@ -113,6 +113,13 @@ class History:
         heap = self.packed[self._events_at + _LENGTH.size : self._items_at]
         return heap.decode().split("\n") if self.count else []
 
+    @property
+    def last_event_id(self) -> str:
+        """The newest event's id, without decoding the others'; empty where there is no event."""
+        first_at = self._events_at + _LENGTH.size
+        last_at = max(first_at, self.packed.rfind(b"\n", first_at, self._items_at) + 1)
+        return self.packed[last_at : self._items_at].decode()
+
     def events(self) -> list[HistoryEvent]:
         """All events, decoded."""
         return [

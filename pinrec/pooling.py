@@ -1,10 +1,11 @@
 """What the searches for one batch found, pooled by outcome: all requests at once.
 
 Shape suffixes: B requests, E embeddings of a request in generation order, Q embeddings that are searched, K results of
-a search, G groups (a request and one of its outcomes), C embeddings of a group, M items of a group, D width.
+a search, G groups (a request and one of its outcomes), C embeddings of a group, M items of a group, R
+refusals, T items that are taken, D width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -14,6 +15,7 @@ from pinrec.delta import View
 from pinrec.requests import ANY
 
 _BEHIND: Final = np.iinfo(np.int64).max  # sorts behind every row
+_STRIDE: Final = np.uint64(0x9E3779B97F4A7C15)  # odd, and its multiples lie far apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,24 +38,25 @@ class Pools:
     Attributes:
         request_G: int64, ascending.
         places_G: int64, places of the outcome.
+        at_GC: int64, its embeddings.
         item_GM: int64, rows in any order; ANY where there is none.
         score_GM: float32, how well each fits the outcome's embeddings together (`pooled`); -inf where there is none.
-        at_GM: int64, the embedding that fits it best.
+        fit_GCM: float32, how well it fits each of them; -inf behind an outcome's last.
     """
 
     request_G: NDArray[np.int64]
     places_G: NDArray[np.int64]
+    at_GC: NDArray[np.int64]
     item_GM: NDArray[np.int64]
     score_GM: NDArray[np.float32]
-    at_GM: NDArray[np.int64]
+    fit_GCM: NDArray[np.float32]
 
-    def without(self, request_R: NDArray[np.int64], row_R: NDArray[np.int64]) -> "Pools":
-        """The same less the rows that requests refuse: pairs, in any order."""
-        if not len(row_R):
+    def without(self, view: View, request_R: NDArray[np.int64], hash_R: NDArray[np.uint64]) -> "Pools":
+        """The same less the items that requests refuse: pairs of a request and an item's hash, in any order."""
+        if not len(hash_R):
             return self
-        size = max(int(self.item_GM.max(initial=0)), int(row_R.max())) + 1
-        refused = np.sort(request_R * size + row_R)
-        pair_GM = self.request_G[:, None] * size + self.item_GM
+        refused = np.sort(_pair(request_R, hash_R))
+        pair_GM = _pair(self.request_G[:, None], view.hashes(self.item_GM))
         at_GM = np.minimum(np.searchsorted(refused, pair_GM), len(refused) - 1)
         return self._less(refused[at_GM] == pair_GM)
 
@@ -63,24 +66,24 @@ class Pools:
         return self._less(mine & ~allowed[self.item_GM])
 
     def _less(self, gone_GM: NDArray[np.bool_]) -> "Pools":
-        return Pools(
-            self.request_G,
-            self.places_G,
-            np.where(gone_GM, ANY, self.item_GM),
-            np.where(gone_GM, np.float32(-np.inf), self.score_GM),
-            self.at_GM,
+        return replace(
+            self,
+            item_GM=np.where(gone_GM, ANY, self.item_GM),
+            score_GM=np.where(gone_GM, np.float32(-np.inf), self.score_GM),
         )
 
-    def best(self, most: int) -> "Pools":
-        """The best of each group, `most` at the most, in descending order of their scores."""
-        order = np.argsort(-self.score_GM, axis=1, kind="stable")[:, :most]
-        return Pools(
-            self.request_G,
-            self.places_G,
-            np.take_along_axis(self.item_GM, order, 1),
-            np.take_along_axis(self.score_GM, order, 1),
-            np.take_along_axis(self.at_GM, order, 1),
-        )
+    def best(self, most: int) -> NDArray[np.int64]:
+        """int64[G, most at the most]: places of each group's items in descending order of their scores."""
+        return np.argsort(-self.score_GM, axis=1, kind="stable")[:, :most]
+
+    def aimed(self, group_T: NDArray[np.int64], place_T: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64[T]: of the items at such places of groups, the embedding that each fits best."""
+        return self.at_GC[group_T, self.fit_GCM[group_T, :, place_T].argmax(1)]  # type: ignore[no-any-return]
+
+
+def _pair(request: NDArray[np.int64], hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """A request and the hash of an item as one number: such numbers meet by chance as rarely as two hashes do."""
+    return hashes + request.astype(np.uint64) * _STRIDE
 
 
 def pooled(
@@ -97,38 +100,43 @@ def pooled(
     inner products, and the inner product of a lone embedding.
     """
     request_Q, at_Q = found.request_Q, found.at_Q
-    slots_Q = slots_BE[request_Q, at_Q]
     member_GC = _groups(request_Q, outcome_BE[request_Q, at_Q])
     there_GC = member_GC >= 0
-    slots_GC = np.where(there_GC, slots_Q[member_GC], 0)
+    slots_GC = np.where(there_GC, slots_BE[request_Q, at_Q][member_GC], 0)
     places_G, request_G, at_GC = slots_GC.sum(1), request_Q[member_GC[:, 0]], at_Q[member_GC]
     if member_GC.shape[1] == 1:
-        item_GM, score_GM = found.item_QK[member_GC[:, 0]], found.score_QK[member_GC[:, 0]]
-        score_GM = np.where(item_GM == ANY, np.float32(-np.inf), score_GM)
-        return Pools(request_G, places_G, item_GM, score_GM, np.broadcast_to(at_GC, item_GM.shape))
-    item_GM = _distinct(np.where(there_GC[..., None], found.item_QK[member_GC], ANY).reshape(len(member_GC), -1))
-    x_GMD = view.vectors(np.maximum(item_GM, 0).ravel()).reshape(*item_GM.shape, -1)
-    fit_GCM = e_BED[request_G[:, None], at_GC] @ x_GMD.transpose(0, 2, 1)
-    fit_GCM[~there_GC] = -np.inf
+        item_GM, fit_GCM = found.item_QK[member_GC[:, 0]], found.score_QK[member_GC]
+        score_GM = fit_GCM[:, 0]
+    else:
+        item_GCK = found.item_QK[member_GC]
+        item_GCK[~there_GC] = ANY
+        item_GM = _distinct(item_GCK.reshape(len(member_GC), -1))
+        fit_GCM = e_BED[request_G[:, None], at_GC] @ view.vectors(item_GM).transpose(0, 2, 1)
+        fit_GCM[~there_GC] = -np.inf
+        weight_GC = (slots_GC / places_G[:, None]).astype(np.float32)
+        score_GM = _soft_maximum(fit_GCM, weight_GC, np.float32(view.bundle.temperature))
+    score_GM = np.where(item_GM == ANY, np.float32(-np.inf), score_GM)
+    return Pools(request_G, places_G, at_GC, item_GM, score_GM, fit_GCM)
+
+
+def _soft_maximum(
+    fit_GCM: NDArray[np.float32], weight_GC: NDArray[np.float32], temperature: np.float32
+) -> NDArray[np.float32]:
+    """float32[G, M]: see `pooled`."""
     top_GM = fit_GCM.max(1)
-    temperature = np.float32(view.bundle.model.temperature)
-    weight_GC = (slots_GC / places_G[:, None]).astype(np.float32)
-    mean_GM = np.einsum("gc,gcm->gm", weight_GC, np.exp((fit_GCM - top_GM[:, None]) / temperature))
-    score_GM = np.where(item_GM == ANY, np.float32(-np.inf), top_GM + temperature * np.log(mean_GM))
-    return Pools(request_G, places_G, item_GM, score_GM, np.take_along_axis(at_GC, fit_GCM.argmax(1), 1))
+    over_GCM = np.exp((fit_GCM - top_GM[:, None]) / temperature)
+    mean_GM = (weight_GC[:, None] @ over_GCM)[:, 0]
+    return top_GM + temperature * np.log(mean_GM)  # type: ignore[no-any-return]
 
 
 def _groups(request_Q: NDArray[np.int64], outcome_Q: NDArray[np.int64]) -> NDArray[np.int64]:
     """int64[G, C]: which of the Q are in each group, -1 behind the last; groups in the order of their first members."""
-    key_Q = request_Q * (int(outcome_Q.max(initial=0)) + 2) + outcome_Q + 1
-    _, first, group_Q = np.unique(key_Q, return_index=True, return_inverse=True)
-    group_Q = np.argsort(np.argsort(first))[group_Q]
-    order = np.argsort(group_Q, kind="stable")
-    count_G = np.bincount(group_Q)
-    start_G = np.cumsum(count_G) - count_G
-    member_GC = np.full((len(count_G), int(count_G.max(initial=1))), -1)
-    member_GC[group_Q[order], np.arange(len(order)) - start_G[group_Q[order]]] = order
-    return member_GC
+    groups: dict[tuple[int, int], list[int]] = {}
+    for q, key in enumerate(zip(request_Q.tolist(), outcome_Q.tolist(), strict=True)):
+        groups.setdefault(key, []).append(q)
+    most = max(map(len, groups.values()), default=1)
+    padded = [members + [-1] * (most - len(members)) for members in groups.values()]
+    return np.array(padded, np.int64).reshape(len(groups), most)
 
 
 def _distinct(item_GM: NDArray[np.int64]) -> NDArray[np.int64]:

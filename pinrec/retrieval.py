@@ -1,11 +1,12 @@
 """From embeddings to lists: search, filter, and share the places out.
 
 Shape suffixes: B requests, E embeddings of a request in generation order (step, then outcome, then offset), Q
-embeddings that are searched, K results of a search, D width, N items.
+embeddings that are searched, K results of a search, D width, N items, G groups (a request and one of its outcomes), T
+items that are taken.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
@@ -16,7 +17,7 @@ from pinrec.budget import compress
 from pinrec.config import GenerationConfig
 from pinrec.delta import Delta, View
 from pinrec.hashing import hash_id
-from pinrec.pooling import Found, pooled
+from pinrec.pooling import Found, Pools, pooled
 from pinrec.requests import ANY, Candidate, GenerationRequest
 
 if TYPE_CHECKING:
@@ -49,32 +50,21 @@ class Filter:
     """What one request refuses.
 
     Attributes:
-        refused: int64, rows that must not come back.
+        hashes: uint64, of the items that must not come back.
         rows: the only rows that may, sorted; None = all.
     """
 
-    refused: np.ndarray
+    hashes: np.ndarray
     rows: np.ndarray | None
 
     @classmethod
     def of(cls, view: View, request: GenerationRequest) -> "Filter":
         """That of a request."""
-        return cls.of_all(view, [request])[0]
+        return cls(_refused(request), view.category_rows(request.categories) if request.categories else None)
 
-    @classmethod
-    def of_all(cls, view: View, requests: Sequence[GenerationRequest]) -> "list[Filter]":
-        """Those of a batch."""
-        hashes = [_refused(request) for request in requests]
-        row = view.rows(np.concatenate(hashes))
-        ends = np.cumsum([len(mine) for mine in hashes])
-        return [
-            cls(mine[mine != ANY], view.category_rows(request.categories) if request.categories else None)
-            for mine, request in zip(np.split(row, ends[:-1]), requests, strict=True)
-        ]
-
-    def among(self, rows: np.ndarray) -> np.ndarray:
+    def among(self, view: View, rows: np.ndarray) -> np.ndarray:
         """Those of some rows that may come back, in their order; none of them may be gone from the catalogue."""
-        may = ~np.isin(rows, self.refused)
+        may = ~np.isin(view.hashes(rows), self.hashes)
         return rows[may if self.rows is None else may & np.isin(rows, self.rows)]
 
     def left(self, view: View) -> np.ndarray:
@@ -82,7 +72,8 @@ class Filter:
         left = np.full(len(view), self.rows is None)
         if self.rows is not None:
             left[self.rows] = True
-        left[self.refused] = False
+        refused = view.rows(self.hashes)
+        left[refused[refused != ANY]] = False
         view.exclude_gone(left)
         return left
 
@@ -124,7 +115,7 @@ def pools(
     answered by an exact scan of what its filters leave: so is, at once, one whose categories hold few items.
     """
     slots_BE = compress(embeddings.e_BED, embeddings.outcome_BE, embeddings.slots_BE, config.compression)
-    filters = Filter.of_all(view, requests)
+    filters = [Filter.of(view, request) for request in requests]
     lists: list[list[Candidate]] = [[] for _ in requests]
     few = max(_SCANNED_ROWS, int(_SCANNED_SHARE * len(view)))
     scanned = {b for b, only in enumerate(filters) if only.rows is not None and len(only.rows) <= few}
@@ -162,22 +153,24 @@ def _filled(
     """The lists of all requests that were searched for, as far as what was found fills them; by request."""
     pools = pooled(view, embeddings.e_BED, embeddings.outcome_BE, slots_BE, found)
     asked = list(dict.fromkeys(pools.request_G.tolist()))
-    pools = pools.without(
-        np.repeat(asked, [len(filters[b].refused) for b in asked]), np.concatenate([filters[b].refused for b in asked])
-    )
+    hashes = [filters[b].hashes for b in asked]
+    pools = pools.without(view, np.repeat(asked, [len(mine) for mine in hashes]), np.concatenate(hashes))
     for b in asked:
         if filters[b].rows is not None:
             pools = pools.only(b, filters[b].left(view))
     # An outcome whose best are all taken by the others has to look no deeper than all places together.
     best = pools.best(depth * max(requests[b].k for b in asked))
-    start = np.searchsorted(best.request_G, asked).tolist()
-    places, rows, scores, at = (array.tolist() for array in (best.places_G, best.item_GM, best.score_GM, best.at_GM))
-    lists = {}
-    for b, lo, hi in zip(asked, start, [*start[1:], len(places)], strict=True):
-        taken = _fill(rows[lo:hi], places[lo:hi], depth)
-        lists[b] = _candidates(
-            view, embeddings, b, [(at[lo + aim][i], rows[lo + aim][i], scores[lo + aim][i]) for aim, i in taken]
-        )
+    queues = np.take_along_axis(pools.item_GM, best, 1).tolist()
+    places, start = pools.places_G.tolist(), np.searchsorted(pools.request_G, asked).tolist()
+    taken = [
+        (lo + aim, i)
+        for lo, hi in zip(start, [*start[1:], len(places)], strict=True)
+        for aim, i in _fill(queues[lo:hi], places[lo:hi], depth)
+    ]
+    group_T, i_T = np.array(taken, np.int64).reshape(-1, 2).T
+    lists: dict[int, list[Candidate]] = {b: [] for b in asked}
+    for b, candidate in _candidates(view, embeddings, pools, group_T, best[group_T, i_T]):
+        lists[b].append(candidate)
     return lists
 
 
@@ -191,18 +184,17 @@ def _fill(queues: Sequence[Sequence[int]], places: Sequence[int], depth: int) ->
     Args:
         queues: rows of each outcome, best first; ANY behind the last.
     """
-    gone, next_ = {ANY}, [0] * len(queues)
+    gone, left = {ANY}, [enumerate(queue) for queue in queues]
     taken: list[tuple[int, int]] = []
     for more in (1, depth - 1):
         for aim in turns(tuple(more * n for n in places)):
-            queue, i = queues[aim], next_[aim]
-            while i < len(queue) and queue[i] in gone:
-                i += 1
-            if i == len(queue):
+            for i, row in left[aim]:
+                if row not in gone:
+                    gone.add(row)
+                    taken.append((aim, i))
+                    break
+            else:
                 return taken
-            gone.add(queue[i])
-            taken.append((aim, i))
-            next_[aim] = i + 1
     return taken
 
 
@@ -228,13 +220,19 @@ def _scan(view: View, only: Filter, q_QD: np.ndarray, depth: int) -> tuple[np.nd
     return np.take_along_axis(score_QN, best_QK, axis=1), rows[best_QK]
 
 
-def _candidates(view: View, embeddings: Embeddings, b: int, taken: Sequence[tuple[int, int, float]]) -> list[Candidate]:
-    """What one request's places were filled with, (embedding, row, score), and why, in the same order."""
-    actions, outcome_E = view.bundle.vocabulary.actions, embeddings.outcome_BE[b].tolist()
-    aims = [
-        (None if outcome == ANY else actions[outcome].name, None if math.isnan(offset_s) else offset_s, step)
-        for outcome, offset_s, step in zip(
-            outcome_E, embeddings.offset_E.tolist(), embeddings.step_E.tolist(), strict=True
-        )
-    ]
-    return [Candidate(row, view.item_id(row), score, *aims[at]) for at, row, score in taken]
+def _candidates(
+    view: View, embeddings: Embeddings, pools: Pools, group_T: np.ndarray, place_T: np.ndarray
+) -> Iterator[tuple[int, Candidate]]:
+    """The items at such places of groups, each behind its request, and what was aimed at when it was found."""
+    names = [*(action.name for action in view.bundle.vocabulary.actions), None]  # the last is that of ANY
+    request_T, at_T = pools.request_G[group_T], pools.aimed(group_T, place_T)
+    rows = pools.item_GM[group_T, place_T].tolist()
+    columns = (
+        rows,
+        view.item_ids(rows),
+        pools.score_GM[group_T, place_T].tolist(),
+        [names[outcome] for outcome in embeddings.outcome_BE[request_T, at_T].tolist()],
+        [None if math.isnan(offset_s) else offset_s for offset_s in embeddings.offset_E[at_T].tolist()],
+        embeddings.step_E[at_T].tolist(),
+    )
+    return zip(request_T.tolist(), map(Candidate, *columns), strict=True)

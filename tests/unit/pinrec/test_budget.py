@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinrec.budget import BudgetError, compress, normalised, slots, spread
+from pinrec.budget import BudgetError, compress, normalised, places, slots, spread
 from pinrec.config import Vocabulary
 
 VOCABULARY = Vocabulary()
@@ -61,6 +61,24 @@ def test_an_outcomes_places_are_spread_evenly_earliest_first(places, embeddings)
     assert (np.diff(each) <= 0).all()
 
 
+@given(some_shares, st.integers(0, 100), st.integers(1, 4), st.integers(1, 5))
+def test_the_places_of_a_list_go_by_outcome_and_then_evenly(outcomes, k, steps, offsets):
+    shares = normalised(outcomes, VOCABULARY)
+    budget = tuple((VOCABULARY.action_index[name], share) for name, share in shares.items())
+    outcome_E = np.tile(np.repeat([*(outcome for outcome, _ in budget), -1], offsets), steps)
+    places_E = places(tuple(outcome_E.tolist()), budget, k)
+    for (outcome, _), mine in zip(budget, slots(list(shares.values()), k), strict=True):
+        assert places_E[outcome_E == outcome].tolist() == spread(mine, steps * offsets).tolist()
+    assert not places_E[outcome_E == -1].any()
+    with pytest.raises(ValueError, match="read-only"):
+        places_E[0] = 1  # it is the next list's as well
+
+
+def test_a_budget_that_a_caller_changes_stays_what_it_was_for_the_next_one():
+    normalised({"save": 3.0, "click": 1.0}, VOCABULARY)["save"] = 0.0
+    assert normalised({"save": 3.0, "click": 1.0}, VOCABULARY) == {"save": 0.75, "click": 0.25}
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 12), st.floats(-0.5, 1))
 def test_compression_keeps_the_budget_and_leaves_no_alike_pair(seed, requests, embeddings, threshold):
     rng = np.random.default_rng(seed)
@@ -77,6 +95,28 @@ def test_compression_keeps_the_budget_and_leaves_no_alike_pair(seed, requests, e
         cosine = e_BED[b, kept] @ e_BED[b, kept].T
         alike = np.triu(cosine > threshold + 1e-6, 1) & (outcome_BE[b, kept][:, None] == outcome_BE[b, kept])
         assert not alike.any()
+
+
+def compressed(cosine_EE, outcome_E, slots_E, threshold):
+    """Compression as it is told, one embedding at a time."""
+    merged = [0] * len(slots_E)
+    for i, mine in enumerate(slots_E.tolist()):
+        like = [j for j in range(i) if merged[j] and outcome_E[j] == outcome_E[i] and cosine_EE[i, j] > threshold]
+        merged[like[0] if like else i] += mine
+    return merged
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 40), st.floats(-0.5, 1))
+def test_compression_is_the_walk_that_it_says_it_is(seed, requests, embeddings, threshold):
+    rng = np.random.default_rng(seed)
+    e_BED = rng.normal(size=(requests, embeddings, 3)).astype(np.float32)
+    e_BED /= np.linalg.norm(e_BED, axis=2, keepdims=True)
+    outcome_BE, slots_BE = rng.integers(-1, 2, (requests, embeddings)), rng.integers(0, 3, (requests, embeddings))
+    before = slots_BE.copy()
+    merged_BE = compress(e_BED, outcome_BE, slots_BE, threshold)
+    assert (slots_BE == before).all()
+    each = zip(e_BED @ e_BED.transpose(0, 2, 1), outcome_BE, slots_BE, strict=True)
+    assert merged_BE.tolist() == [compressed(*one, threshold) for one in each]
 
 
 def test_an_alike_embedding_merges_into_the_first_kept_one_of_its_outcome():

@@ -149,7 +149,7 @@ def test_a_changed_category_and_title_hold_at_once(bundle):
     there = request(k=3, exclude_seen=False, categories=frozenset({"new topic"}))
     (found,) = generate(bundle, [there], DEFAULT, delta=delta)
     assert ids(found) == ["item-0"]
-    assert View(bundle, delta).title(found[0].row) == "Now otherwise"
+    assert View(bundle, delta).titles([found[0].row]) == ["Now otherwise"]
     former = request(k=120, exclude_seen=False, categories=frozenset({"rivers"}))
     assert "item-0" in ids(generate(bundle, [former], DEFAULT)[0])
     assert "item-0" not in ids(generate(bundle, [former], DEFAULT, delta=delta)[0])
@@ -190,7 +190,11 @@ def test_above_its_bound_the_first_stay_and_deletions_hold(bundle):
     assert (delta.left_out, delta.deleted) == (2, 1)
     view = View(bundle, delta)
     row = int(view.rows(np.array([hash_id("item-1")], np.uint64))[0])
-    assert view.title(row) == "about bread 1", "as in the bundle"
+    assert view.titles([row]) == ["about bread 1"], "as in the bundle"
+    names = ["new-0", "item-1", "new-1"]
+    rows = view.rows(np.array([hash_id(name) for name in names], np.uint64))
+    assert view.item_ids(rows.tolist()) == names
+    assert view.hashes(rows).tolist() == [hash_id(name) for name in names]
     assert view.rows(np.array([hash_id("item-2")], np.uint64))[0] == -1
     roomier = delta.updated(bundle, {"new-0": None, "new-9": new_item(9)}, 3)
     assert sorted(roomier.catalogue.item_ids) == ["new-1", "new-2", "new-9"]

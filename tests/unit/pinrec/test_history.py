@@ -82,6 +82,7 @@ def test_the_window_moves_the_same_way_however_batches_are_cut(data: st.DataObje
         assert (history.total, len(history)) == (len(events), len(events) - start)
         assert history.item_ids == [e.item_id for e in events[start:]]
         assert history.event_ids == [e.event_id for e in events[start:]]
+        assert history.last_event_id == events[-1].event_id
         assert history.rows["item_hash"].tolist() == [e.item_hash for e in events[start:]]
 
 

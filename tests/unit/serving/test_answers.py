@@ -10,6 +10,7 @@ from serving.answers import Answerer
 from serving.api import Context, RecommendationRequest
 from serving.config import ServingSettings
 from serving.problems import Problem
+from streaming.schema import Recommendation, RecommendedItem, SequenceInfo
 from streaming.stores.lmdb import LmdbSequenceStore
 from tests.small_bundle import CONFIG, VOCABULARY, small_bundle, small_history
 
@@ -96,6 +97,17 @@ def test_an_answer_says_what_it_was_made_of(bundle, answerer):
     assert query.sequence.length == 7
     assert query.items[0].title == f"about {query.items[0].title.split()[1]} {query.items[0].item_id[5:]}"
     assert query.items[0].outcome in VOCABULARY.outcomes
+
+
+def test_an_answer_reads_as_one_made_of_checked_parts(bundle, answerer):
+    (known, unknown), _ = answerer.answer(bundle, [ask("user-3"), ask("nobody")], [])
+    for answer in (known, unknown):
+        sequence = SequenceInfo(**dict(answer.sequence))
+        listed = [RecommendedItem(**dict(item)) for item in answer.items]
+        parts = Recommendation(**(dict(answer) | {"sequence": sequence, "items": listed}))
+        assert answer.model_dump_json() == parts.model_dump_json()
+        assert answer == parts == Recommendation.model_validate_json(answer.model_dump_json())
+        assert all(item.model_fields_set == set(RecommendedItem.model_fields) for item in answer.items)
 
 
 def test_an_unknown_user_gets_what_is_popular_and_is_told_so(bundle, answerer):
