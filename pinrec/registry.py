@@ -230,8 +230,8 @@ class Registry:
             UnknownVersionError: it is not there; the pointer stands where it stood.
             ForbiddenVersionError: it was refused or withdrawn; the same.
         """
-        self._store.require(version)
         with self._moving():
+            self._store.require(version)
             verdict = self.verdict(version)
             passed = verdict is not None and verdict.state == "passed"
             if verdict is not None and not passed and not force:
@@ -244,11 +244,17 @@ class Registry:
             self._point(version)
 
     def read_outcomes(self) -> bytes | None:
-        """What `write_outcomes` wrote last; None before the first time."""
+        """What `write_outcomes` wrote last; None before the first time.
+
+        Raises:
+            RegistryError: it cannot be read.
+        """
         try:
             return self._store.read(OUTCOMES)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise RegistryError(f"{self.url}/{OUTCOMES} cannot be read ({error})") from error
 
     def write_outcomes(self, text: bytes) -> None:
         """Replace the file of outcomes.

@@ -18,6 +18,7 @@ from serving.cli import app, main
 from serving.cluster import DeployFile
 from serving.engine import Engine
 from serving.live import LiveBundle
+from serving.problems import Problem
 from streaming.registry_of import registry_of
 from streaming.stores.lmdb import LmdbSequenceStore
 from tests.archived_log import ArchivedLog
@@ -230,7 +231,7 @@ def test_while_the_store_is_away_the_version_that_serves_goes_on_and_it_is_said(
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     running, address = started()
     url = bucket_at(address, monkeypatch)
-    settings = DeployFile.read(deploy_file(url, tmp_path)).settings
+    settings = DeployFile.read(deployed := deploy_file(url, tmp_path)).settings
     with_a_history(settings)
     log, stop = ArchivedLog(settings.state), threading.Event()
     log.add(60)
@@ -248,12 +249,15 @@ def test_while_the_store_is_away_the_version_that_serves_goes_on_and_it_is_said(
             await asyncio.to_thread(eventually, lambda: engine._live.trouble, 60)
             status, models = await engine.status(), await engine.models()
             answer = await engine.recommend(RecommendationRequest(user_id="ada", k=5))
-            return status, models, answer
+            return status, models, answer, await engine.activate("v000001")
 
-        status, models, answer = asyncio.run(asked())
+        status, models, answer, moved = asyncio.run(asked())
         assert answer.model_version == "v000001"
         assert url in status["behind"]
-        assert models.status == 503
+        assert models.status == moved.status == 503
+        for command in (["list"], ["activate", "v000001"], ["rollback"]):
+            with pytest.raises((RegistryError, Problem), match="cannot be"):
+                app(["models", *command, "--deploy", str(deployed)], standalone_mode=False)
         starts_meanwhile = LiveBundle(registry_of(settings.state), VOCABULARY, None, lambda loaded: None)
         assert not starts_meanwhile.refresh()
         assert url in starts_meanwhile.trouble
