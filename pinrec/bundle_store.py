@@ -13,9 +13,8 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,12 +23,43 @@ from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 
 from pinrec.bundle import MANIFEST, Bundle, BundleError, Manifest
+from pinrec.bundle_copies import KEPT, BundleCopies
 from pinrec.versions import VERSION, UnknownVersionError, version_number
 
 CLAIMS: Final = "claims"
 LOCK: Final = "lock"
 ABANDONED_AFTER_S: Final = 3_600.0
-_ABANDONED: Final = re.compile(r"^\.v\d{6,}\.(writing|deleting|fetching)")
+_ABANDONED: Final = re.compile(r"^\.v\d{6,}\.(writing|deleting)")
+
+
+class _Files:
+    """A file system whose every fault is an OSError: the clients of object stores raise exceptions of their own.
+
+    With a store that cannot be reached, or that refuses a key, the version that serves goes on as with a disk that
+    cannot be read.
+    """
+
+    def __init__(self, files: Any) -> None:
+        self._files = files
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        call = getattr(self._files, name)
+
+        def told(*args: Any, **options: Any) -> Any:
+            with _as_os_error():
+                return call(*args, **options)
+
+        return told
+
+
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 class BundleStore:
@@ -37,19 +67,24 @@ class BundleStore:
 
     Args:
         url: a folder, or an address such as s3://bucket/models (fsspec and its protocol's package).
-        cache: folder for versions of a store that is not a folder; default ~/.cache/pinrec.
+        cache: folder for copies of a store that is not a folder; default ~/.cache/pinrec.
+        copies: so many of them at most.
     """
 
-    def __init__(self, url: str | Path, cache: Path | None = None) -> None:
+    def __init__(self, url: str | Path, cache: Path | None = None, copies: int = KEPT) -> None:
         self.url = str(url)
-        self._fs: Any
+        files: Any
         if isinstance(url, Path) or "://" not in url:
-            self._fs, self._root = LocalFileSystem(), str(Path(url).absolute())
+            files, self._root = LocalFileSystem(), str(Path(url).absolute())
         else:
-            self._fs, self._root = url_to_fs(url)
-        self._local = isinstance(self._fs, LocalFileSystem)
+            with _as_os_error():
+                files, self._root = url_to_fs(url)
+        self._local = isinstance(files, LocalFileSystem)
+        self._fs = _Files(files)
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self._cache = (cache or home / "pinrec") / hashlib.sha256(self.url.encode()).hexdigest()[:16]
+        self._copies = BundleCopies(
+            (cache or home / "pinrec") / hashlib.sha256(self.url.encode()).hexdigest()[:16], copies
+        )
 
     def names(self) -> list[str]:
         """The versions that are there in full, oldest first."""
@@ -84,7 +119,7 @@ class BundleStore:
             number += 1
             version = f"v{number:06d}"
             try:
-                with self._fs.open(self._at(CLAIMS, version), "xb") as claim:
+                with _as_os_error(), self._fs.open(self._at(CLAIMS, version), "xb") as claim:
                     claim.write(version.encode())  # an empty object would not be written exclusively
                 return version
             except FileExistsError:
@@ -129,7 +164,7 @@ class BundleStore:
             if self._local:
                 raise
         # The copy may have been damaged since it was fetched.
-        shutil.rmtree(folder, ignore_errors=True)
+        self._copies.drop(version)
         return Bundle.load(self.folder(version), mmap)
 
     def manifest(self, version: str) -> Manifest:
@@ -149,14 +184,20 @@ class BundleStore:
             return
         self._fs.rm_file(self._at(version, MANIFEST))
         self._fs.rm(self._at(version), recursive=True)
-        shutil.rmtree(self._cache / version, ignore_errors=True)
+        self._copies.drop(version)
 
     def tidy(self, keep: int) -> None:
         """Clear away what publishers left that died while they wrote, and all but the newest `keep` claims."""
+        long_ago = time.time() - ABANDONED_AFTER_S
         if self._local:
             for path in Path(self._root).iterdir():
-                if _ABANDONED.match(path.name) and path.stat().st_mtime < time.time() - ABANDONED_AFTER_S:
+                if _ABANDONED.match(path.name) and path.stat().st_mtime < long_ago:
                     shutil.rmtree(path, ignore_errors=True)
+        else:
+            for version in set(self.numbered()).difference(self.names()):
+                paths = self._fs.find(self._at(version))
+                if paths and max(self._fs.modified(path).timestamp() for path in paths) < long_ago:
+                    self._fs.rm(self._at(version), recursive=True)
         for claim in self.numbered(CLAIMS)[:-keep]:
             self.remove(CLAIMS, claim)
 
@@ -209,30 +250,20 @@ class BundleStore:
         return "/".join((self._root, *parts))
 
     def _upload(self, bundle: Bundle, version: str, learner: Mapping[str, Tensor] | None) -> None:
-        with tempfile.TemporaryDirectory(prefix="pinrec-") as aside:
-            folder = Path(aside) / version
-            bundle.write(folder, version, learner)
+        with self._copies.written(version, lambda folder: bundle.write(folder, version, learner)) as folder:
             # The manifest makes the version exist, so it goes last.
             for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST):
                 self._fs.put_file(str(path), self._at(version, path.name))
 
     def _fetched(self, version: str) -> Path:
-        folder = self._cache / version
-        if not (folder / MANIFEST).exists():
-            self._cache.mkdir(parents=True, exist_ok=True)
-            aside = Path(tempfile.mkdtemp(prefix=f".{version}.fetching-", dir=self._cache))
-            try:
-                manifest = self.read(version, MANIFEST)
-                for name in Manifest.parse(manifest).files:
-                    self._fs.get_file(self._at(version, name), str(aside / name))
-                (aside / MANIFEST).write_bytes(manifest)
-                shutil.rmtree(folder, ignore_errors=True)
-                aside.rename(folder)
-            except FileNotFoundError as error:
-                raise BundleError("missing", f"{version} lacks a file: {error}") from None
-            except OSError:
-                if not (folder / MANIFEST).exists():  # else another process has fetched it meanwhile
-                    raise
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
-        return folder
+        try:
+            manifest = self.read(version, MANIFEST)
+            names = Manifest.parse(manifest).files
+
+            def fetch(folder: Path) -> None:
+                for name in names:
+                    self._fs.get_file(self._at(version, name), str(folder / name))
+
+            return self._copies.fetched(version, manifest, fetch)
+        except FileNotFoundError as error:
+            raise BundleError("missing", f"{version} lacks a file: {error}") from None

@@ -236,7 +236,21 @@ class ItemIndex:
             OSError: the file cannot be written in full.
         """
         with path.open("wb") as file:
-            faiss.write_index(self._index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
+            writer = faiss.PyCallbackIOWriter(file.write)  # type: ignore[attr-defined]
+            faiss.write_index(self._with_own_lists(), writer)
+
+    def _with_own_lists(self) -> Any:
+        """The index, with lists in memory: of lists that are mapped FAISS writes down nothing but where they lie."""
+        own = self._index
+        if not self.has_lists or not isinstance(faiss.downcast_InvertedLists(own.invlists), faiss.OnDiskInvertedLists):
+            return own
+        ivf: Any = faiss.IndexIVFFlat(faiss.clone_index(own.quantizer), own.d, own.nlist, own.metric_type)
+        for number in range(own.nlist):
+            if size := own.invlists.list_size(number):
+                ids, codes = own.invlists.get_ids(number), own.invlists.get_codes(number)
+                ivf.invlists.add_entries(number, size, ids, codes)
+        ivf.nprobe, ivf.ntotal, ivf.is_trained = own.nprobe, own.ntotal, True
+        return ivf
 
     @classmethod
     def load(cls, path: Path, table: Rows, mmap: bool = True, report: IndexReport | None = None) -> "ItemIndex":

@@ -18,6 +18,7 @@ from typing import Final, Literal
 from torch import Tensor
 
 from pinrec.bundle import Bundle, BundleError
+from pinrec.bundle_copies import KEPT
 from pinrec.bundle_store import BundleStore
 from pinrec.verdicts import Refusal, Verdict
 from pinrec.versions import (
@@ -41,11 +42,17 @@ class Registry:
     """Versions of a model, and which of them serves.
 
     Args:
-        url, cache: see `BundleStore`.
+        url, cache, copies: see `BundleStore`.
+
+    Raises:
+        RegistryError: nothing here can reach such an address.
     """
 
-    def __init__(self, url: str | Path, cache: Path | None = None) -> None:
-        self._store = BundleStore(url, cache)
+    def __init__(self, url: str | Path, cache: Path | None = None, copies: int = KEPT) -> None:
+        try:
+            self._store = BundleStore(url, cache, copies)
+        except OSError as error:
+            raise RegistryError(f"{url} cannot be a registry ({error}); install what its protocol needs") from error
         self.url = self._store.url
 
     def names(self) -> list[str]:
@@ -194,17 +201,24 @@ class Registry:
         return version
 
     def versions(self) -> list[VersionInfo]:
-        """All versions, oldest first, with their metrics and verdicts; also refused ones that were never stored."""
+        """All versions, oldest first, with their metrics and verdicts; also refused ones that were never stored.
+
+        Raises:
+            RegistryError: they cannot be read.
+        """
         try:
             current = self.current()
         except RegistryError:  # a list shows what to activate when the pointer is damaged
             current = None
-        stored = set(self.names())
-        judged = self._store.numbered(VERDICTS)
-        return [
-            self._info(version, version == current, version in stored)
-            for version in sorted(stored.union(judged), key=version_number)
-        ]
+        try:
+            stored = set(self.names())
+            judged = self._store.numbered(VERDICTS)
+            return [
+                self._info(version, version == current, version in stored)
+                for version in sorted(stored.union(judged), key=version_number)
+            ]
+        except OSError as error:
+            raise RegistryError(f"{self.url} cannot be read ({error})") from error
 
     def activate(self, version: str, force: bool = False) -> None:
         """Point to a version.
@@ -216,8 +230,8 @@ class Registry:
             UnknownVersionError: it is not there; the pointer stands where it stood.
             ForbiddenVersionError: it was refused or withdrawn; the same.
         """
-        self._store.require(version)
         with self._moving():
+            self._store.require(version)
             verdict = self.verdict(version)
             passed = verdict is not None and verdict.state == "passed"
             if verdict is not None and not passed and not force:
@@ -230,11 +244,17 @@ class Registry:
             self._point(version)
 
     def read_outcomes(self) -> bytes | None:
-        """What `write_outcomes` wrote last; None before the first time."""
+        """What `write_outcomes` wrote last; None before the first time.
+
+        Raises:
+            RegistryError: it cannot be read.
+        """
         try:
             return self._store.read(OUTCOMES)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise RegistryError(f"{self.url}/{OUTCOMES} cannot be read ({error})") from error
 
     def write_outcomes(self, text: bytes) -> None:
         """Replace the file of outcomes.

@@ -67,7 +67,9 @@ def demo(
         shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True, exist_ok=True)
     source: Source = TownSource(rate, root) if events is None else LogSource(events, _mapping(columns), rate)
-    file.override(state={"root": str(root)}, trainer={"interval_s": interval}, serving={"admin_token_file": str(token)})
+    # A demo's models are its own, wherever those of the application are kept.
+    state = {"root": str(root), "registry_url": None}
+    file.override(state=state, trainer={"interval_s": interval}, serving={"admin_token_file": str(token)})
     steps = Steps()
     with stoppable(), Stack(file, steps) as stack:
         running = Demo(stack, source, steps)

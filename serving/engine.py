@@ -14,7 +14,6 @@ import torch
 from pinrec.bundle import Bundle
 from pinrec.config import Vocabulary
 from pinrec.index import use_threads
-from pinrec.registry import Registry
 from pinrec.versions import RegistryError
 from serving.answers import Answerer, Outcome
 from serving.api import Context, HistoryItem, Models, RecommendationRequest, SimilarItems, UserHistory
@@ -27,6 +26,7 @@ from serving.scheduler import Scheduler
 from serving.split import Split
 from streaming.process import keep_freed_memory
 from streaming.publisher import EventPublisher
+from streaming.registry_of import registry_of
 from streaming.schema import EventCodec, Recommendation
 from streaming.stores.lmdb import LmdbSequenceStore
 
@@ -61,7 +61,7 @@ class Engine:
             readonly=True,
         )
         self._answerer = Answerer(self._store, settings.generation, settings.serving)
-        self._registry = Registry(settings.state.registry)
+        self._registry = registry_of(settings.state)
         self._items = LiveItems(settings.kafka, settings.serving.delta_items)
         self._items.start()
         self._live = LiveBundle(self._registry, settings.vocabulary, settings.pinned_version, self._warm)

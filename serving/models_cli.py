@@ -119,10 +119,10 @@ def _reached(url: str | None, token: str | None, deploy: Path) -> "tuple[PinRecC
 
 
 def _registry(settings: "AppSettings") -> "Registry":
-    from pinrec.registry import Registry
+    from streaming.registry_of import registry_of
 
     console.print(f"no application answers; this is {settings.state.registry}", highlight=False, soft_wrap=True)
-    return Registry(settings.state.registry)
+    return registry_of(settings.state)
 
 
 def _why(version: "ModelVersion") -> str:

@@ -69,9 +69,19 @@ class TrainerSettings(Frozen):
 
 
 class StateSettings(Frozen):
-    """Folders. Everything a restart needs lies below `root`."""
+    """Where things are kept: everything a restart needs lies below `root`, and models there too or at an address."""
 
     root: Path = Path(".pinrec")
+    registry_url: Annotated[str, Field(pattern=r"^[A-Za-z0-9+_-]+://.+$")] | None = Field(
+        None,
+        description="where models are kept, an address that fsspec knows, such as s3://bucket/models; its package and "
+        "credentials are found as fsspec and that package find them. none = <root>/models",
+    )
+    registry_copies: int = Field(
+        4,
+        ge=2,
+        description="versions of `registry_url` kept on this machine, in <root>/copies, so that they are mapped",
+    )
     map_gib: float = Field(16.0, gt=0, description="most the sequence store may grow to, GiB of address space")
 
     @property
@@ -90,6 +100,11 @@ class StateSettings(Frozen):
         return self.root / "trainer"
 
     @property
-    def registry(self) -> Path:
-        """Model bundles and the pointer to the current one."""
-        return self.root / "models"
+    def registry(self) -> Path | str:
+        """Model bundles and the pointer to the current one: a folder, or an address."""
+        return self.registry_url or self.root / "models"
+
+    @property
+    def copies(self) -> Path:
+        """Of bundles, where the registry is no folder."""
+        return self.root / "copies"

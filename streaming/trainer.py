@@ -16,7 +16,6 @@ from pinrec.config import GateSettings, GenerationConfig, ModelConfig, TrainingC
 from pinrec.evaluation import outcome_shares, prequential
 from pinrec.items import Catalogue
 from pinrec.popularity import Popularity
-from pinrec.registry import Registry
 from pinrec.training import Learner
 from pinrec.verdicts import Refusal
 from pinrec.versions import RegistryError
@@ -25,6 +24,7 @@ from streaming.candidates import Candidates, Decision
 from streaming.checkpoint import Plan, Published, TrainerFolder
 from streaming.config import KafkaSettings, StateSettings, TrainerSettings
 from streaming.publisher import EventPublisher, PublishError
+from streaming.registry_of import registry_of
 from streaming.schema import EventCodec, ModelAnnouncement
 from streaming.trainer_status import TrainerStatus
 from streaming.training_catalogue import TrainingCatalogue
@@ -69,10 +69,10 @@ class Trainer:
     ) -> None:
         self._kafka, self._vocabulary, self._settings, self._pinned = kafka, vocabulary, trainer, pinned
         self._model, self._training, self._generation = model, training, generation
-        self._archive, self._registry = Archive(state.archive), Registry(str(state.registry))
+        self._archive, self._registry = Archive(state.archive), registry_of(state)
         limits = gate or GateSettings()
         self._candidates = Candidates(self._registry, limits, generation)
-        self._watch = Watch(Archive(state.archive), Registry(str(state.registry)), vocabulary, limits, pinned)
+        self._watch = Watch(Archive(state.archive), registry_of(state), vocabulary, limits, pinned)
         self._kept = {*split, *([pinned] if pinned else [])}
         self._folder = TrainerFolder(state.trainer)
         self._log = TrainingLog(self._archive, vocabulary, trainer)

@@ -22,6 +22,7 @@ from serving.cluster import DeployFile
 from serving.stack import Stack
 from streaming.archive import Archive
 from streaming.publisher import EventPublisher
+from streaming.registry_of import registry_of
 from streaming.schema import EventCodec, ItemUpdate, Recommendation, UserEvent
 from streaming.topics import client_options
 from tests.eventually import eventually
@@ -99,7 +100,7 @@ class RunningApplication:
 
     @property
     def registry(self) -> Registry:
-        return Registry(self.settings.state.registry)
+        return registry_of(self.settings.state)
 
     @property
     def archive(self) -> Archive:

@@ -1,5 +1,6 @@
 """The whole application as its users see it: real broker, real Ray Serve, real HTTP, a model that is trained."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from serving.cluster import APP
 from serving.problems import Problem
 from streaming.schema import ItemUpdate
 from tests.eventually import eventually
-from tests.running_application import ITEMS, TOPICS, Callers, RunningApplication
+from tests.running_application import ITEMS, PAST_USERS, TOPICS, Callers, RunningApplication
 
 pytestmark = [pytest.mark.broker, pytest.mark.serve, pytest.mark.timeout(300)]
 
@@ -250,6 +251,38 @@ def test_the_admin_socket_of_haproxy_is_its_owners(app):
     sockets = [path for path in folder.rglob("*") if path.is_socket()]
     assert sockets
     assert all(path.stat().st_mode & 0o077 == 0 for path in sockets)
+
+
+def threads_of(pid):
+    """(niceness, CPU ticks so far) of each thread of a process."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            fields = (task / "stat").read_text().rpartition(")")[2].split()
+            found.append((int(fields[16]), int(fields[11]) + int(fields[12])))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux tells of threads")
+def test_training_gives_way_to_everything_else(app):
+    own = psutil.Process().nice()
+    status = app.client.status()
+    others = [one["pid"] for one in (*status.gateways, *status.recommenders, *status.ingestors)]
+    assert {nice for pid in others for nice, _ in threads_of(pid)} == {own}
+    trainer = status.trainer["pid"]
+    assert psutil.Process(trainer).nice() == own, "it answers Serve as quickly as the others"
+    assert {nice for nice, _ in threads_of(trainer)} == {own, min(19, own + app.settings.trainer.niceness)}
+
+    def spent():
+        threads, rounds = threads_of(trainer), app.client.status().trainer["rounds"]
+        return rounds, *(sum(t for nice, t in threads if (nice > own) is lower) for lower in (True, False))
+
+    rounds, *before = spent()
+    for number in range(PAST_USERS):
+        app.publish(f"past-{number}", f"item-{number}")
+    after = eventually(lambda: (now := spent())[0] > rounds and now[1:], 60, every_s=0.2)
+    lower, usual = (b - a for a, b in zip(before, after, strict=True))
+    assert lower > usual, f"a round took {lower} ticks of threads that give way and {usual} of others"
 
 
 EVENT = {"user_id": "u1", "item_id": "item-1", "action": "click", "surface": "home", "timestamp": 1_760_000_000}

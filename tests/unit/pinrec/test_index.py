@@ -42,6 +42,17 @@ def test_a_saved_index_answers_the_same(item_table, tmp_path, mmap, exact_below)
         assert (one == other).all()
 
 
+@pytest.mark.parametrize("exact_below", [10, 10_000], ids=["ivf", "exact"])
+def test_a_mapped_index_is_saved_in_full(item_table, tmp_path, exact_below):
+    ItemIndex.build(item_table, exact_below=exact_below).save(tmp_path / "first")
+    mapped = ItemIndex.load(tmp_path / "first", mmap=True)
+    before = mapped.search(item_table[:9], 20)
+    mapped.save(tmp_path / "second")
+    assert (tmp_path / "second").read_bytes() == (tmp_path / "first").read_bytes()
+    for one, other in zip(before, mapped.search(item_table[:9], 20), strict=True):
+        assert (one == other).all()
+
+
 def test_lists_are_visited_until_recall_is_reached(item_table):
     index = ItemIndex.build(item_table[:2_900], exact_below=10, recall_goal=0.98)
     assert index.report.kind == "ivf"

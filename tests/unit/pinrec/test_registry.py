@@ -4,11 +4,13 @@ import sys
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from pinrec.bundle import BundleError
+from pinrec.bundle import BundleError, IndexEntry
+from pinrec.index import ItemIndex
 from pinrec.registry import Registry
 from pinrec.versions import RegistryError, UnknownVersionError
 from tests.registries import registry_on
@@ -52,6 +54,18 @@ def test_publish_moves_the_pointer_and_load_gives_what_was_published(registry, b
         ("v000001", False, 40, {"recall@10": 0.5}),
         ("v000002", True, 40, {"recall@10": 0.5}),
     ]
+
+
+def test_what_was_loaded_is_published_again(registry):
+    bundle = small_bundle(small_items(600))
+    lists = ItemIndex.build(bundle.table, exact_below=0, recall_goal=0.9)
+    assert lists.has_lists
+    manifest = bundle.manifest.model_copy(update={"index": IndexEntry(**asdict(lists.report)), "golden": ()})
+    loaded = registry.load(registry.publish(replace(bundle, index=lists, manifest=manifest)))
+    again = registry.load(registry.publish(loaded))
+    assert again.version == "v000002"
+    for one, other in zip(lists.search(bundle.table[:9], 20), again.index.search(bundle.table[:9], 20), strict=True):
+        assert (one == other).all()
 
 
 def test_another_handle_sees_the_pointer_move(registry, bundle, tmp_path):

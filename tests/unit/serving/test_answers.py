@@ -3,6 +3,7 @@ import time
 import pytest
 from pydantic import ValidationError
 
+import serving.answers
 from pinrec.config import GenerationConfig
 from pinrec.delta import Delta
 from pinrec.items import Item
@@ -228,6 +229,26 @@ def test_what_is_encoded_ahead_is_the_most_recent_and_ends_with_time_and_memory(
     answerer.hand_over(answerer.encode_ahead(following, ["nobody", *answerer.states.recent]))
     answerer.answer(following, [ask("user-4")], [])
     assert answerer.states.recent == ["user-4", "user-2", "user-1", "user-3"], "who was active last stays longest"
+
+
+def test_what_is_encoded_ahead_takes_its_share_of_a_core(bundle, store, monkeypatch):
+    """By a clock of its own, which reading a history moves on by a second."""
+    clock, pauses = [100.0], []
+
+    def pause(seconds):
+        pauses.append(seconds)
+        clock[0] += seconds
+
+    def read(users):
+        clock[0] += 1.0
+        return [None for _ in users]
+
+    monkeypatch.setattr(serving.answers.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(serving.answers.time, "sleep", pause)
+    monkeypatch.setattr(store, "read", read)
+    settings = ServingSettings(handover_s=20, handover_share=0.25)
+    Answerer(store, GenerationConfig(max_k=50), settings).encode_ahead(bundle, [f"user {i}" for i in range(10_000)])
+    assert pauses == pytest.approx([3.0] * 5), "a second of work, three of rest, until the time is up"
 
 
 def test_nothing_is_kept_of_a_user_deleted_while_others_are_encoded_ahead(bundle, store, answerer):

@@ -5,6 +5,7 @@ import pytest
 from pinrec.bundle import MODEL
 from pinrec.config import Action, Vocabulary
 from pinrec.registry import CURRENT, Registry
+from pinrec.verdicts import Refusal
 from serving.live import LiveBundle
 from tests.eventually import eventually
 from tests.small_bundle import VOCABULARY, small_bundle, small_items
@@ -201,6 +202,22 @@ def test_a_pointer_to_a_version_that_is_not_there_yet_is_followed_once_it_is(reg
     registry.publish(bundle)
     assert live.refresh()
     assert live.version == "v000002"
+
+
+def test_every_replica_takes_what_is_published_and_what_is_gone_back_to(registry, bundle):
+    """Though nobody tells them: each looks at the pointer itself."""
+    replicas = [live_bundle(Registry(registry.url)) for _ in range(3)]
+    for replica in replicas:
+        replica.start(poll_s=0.01)
+    try:
+        for version in ("v000001", "v000002"):
+            registry.publish(bundle)
+            eventually(lambda wanted=version: {replica.version for replica in replicas} == {wanted}, 20)
+        registry.rollback(Refusal(check="operator", message="wrong prices"))
+        eventually(lambda: {replica.version for replica in replicas} == {"v000001"}, 20)
+    finally:
+        for replica in replicas:
+            replica.stop()
 
 
 def test_the_watcher_takes_what_is_published(registry, bundle):

@@ -56,6 +56,17 @@ def test_list_shows_states_and_why(registry, bundle, deploy: Path, capsys, monke
         assert word in shown
 
 
+def test_list_shows_what_both_versions_predicted_before_either_was_trained_on_it(
+    registry, bundle, deploy: Path, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "250")
+    metrics = {"recall@10": 0.1234, "candidate_recall@10": 0.2345, "recall@10_popularity": 0.0567}
+    registry.publish(bundle.measured(metrics))
+    shown = said(capsys, "models", "list", "--deploy", str(deploy))
+    (row,) = (row for row in shown.split("│ v")[1:])
+    assert [cell.strip() for cell in row.split("│")][:6] == ["000001", "current", "40", "0.123", "0.234", "0.057"]
+
+
 def test_activate_and_rollback(registry, bundle, deploy: Path, capsys):
     for _ in range(3):
         registry.publish(bundle)

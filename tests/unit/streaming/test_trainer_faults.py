@@ -252,6 +252,13 @@ def test_the_first_thing_a_restart_deletes_is_not_what_the_watch_would_go_back_t
     assert registry.names() == ["v000001", "v000004", "v000005", "v000006"]
 
 
+@pytest.mark.parametrize("named", [{"pinned": "v000001"}, {"split": {"v000001": 0.2}}], ids=["pinned", "split"])
+def test_a_version_that_the_deploy_file_names_is_not_deleted(state, log, registry, no_loading, judge, named):
+    rounds(log, trainer(state), 60, 40, 40)
+    assert rounds(log, trainer(state, keep_versions=3, **named), 40, 40) == ["v000004", "v000005"]
+    assert registry.names() == ["v000001", "v000003", "v000004", "v000005"]
+
+
 def test_nothing_is_deleted_while_the_watch_cannot_look(state, log, registry, no_loading, monkeypatch, caplog):
     rounds(log, trainer(state), 60, 40, 40, 40)
     training = trainer(state, keep_versions=3)
