@@ -119,10 +119,11 @@ class ItemIndex:
         ivf.train(spread_ND[np.sort(rows)])
         ivf.add(spread_ND)
         index = cls(_turning(turn_DD, _fast(ivf, quantizer)), None, table_ND)
-        if nprobe := index._visited(judge, recall_goal):
-            index._codes.nprobe = nprobe
-            index.report = IndexReport("ivf", nprobe, judge.recall(index), nprobe)
-            return index
+        for index._looked_at in (2, 4):
+            if nprobe := index._visited(judge, recall_goal):
+                index._codes.nprobe = nprobe
+                index.report = IndexReport("ivf", nprobe, judge.recall(index), nprobe, index._looked_at)
+                return index
         codes = faiss.IndexPQFastScan(width, width, _BITS, faiss.METRIC_INNER_PRODUCT)
         codes.train(spread_ND[np.sort(rows[:_TRAINED_CODES])])
         codes.add(spread_ND)
@@ -197,7 +198,9 @@ class ItemIndex:
         if not known.all():
             list_N[~known] = quantizer.search(spread_ND[~known], 1)[1][:, 0]
         ivf.add_core(items, faiss.swig_ptr(spread_ND), None, faiss.swig_ptr(list_N))
-        return ItemIndex(_turning(turn_DD, _fast(ivf, quantizer)), None, table_ND)
+        index = ItemIndex(_turning(turn_DD, _fast(ivf, quantizer)), None, table_ND)
+        index._looked_at = self._looked_at
+        return index
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
@@ -236,21 +239,7 @@ class ItemIndex:
             OSError: the file cannot be written in full.
         """
         with path.open("wb") as file:
-            writer = faiss.PyCallbackIOWriter(file.write)  # type: ignore[attr-defined]
-            faiss.write_index(self._with_own_lists(), writer)
-
-    def _with_own_lists(self) -> Any:
-        """The index, with lists in memory: of lists that are mapped FAISS writes down nothing but where they lie."""
-        own = self._index
-        if not self.has_lists or not isinstance(faiss.downcast_InvertedLists(own.invlists), faiss.OnDiskInvertedLists):
-            return own
-        ivf: Any = faiss.IndexIVFFlat(faiss.clone_index(own.quantizer), own.d, own.nlist, own.metric_type)
-        for number in range(own.nlist):
-            if size := own.invlists.list_size(number):
-                ids, codes = own.invlists.get_ids(number), own.invlists.get_codes(number)
-                ivf.invlists.add_entries(number, size, ids, codes)
-        ivf.nprobe, ivf.ntotal, ivf.is_trained = own.nprobe, own.ntotal, True
-        return ivf
+            faiss.write_index(self._index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
 
     @classmethod
     def load(cls, path: Path, table: Rows, mmap: bool = True, report: IndexReport | None = None) -> "ItemIndex":

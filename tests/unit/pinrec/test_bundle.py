@@ -221,7 +221,7 @@ def test_the_positions_of_the_items_topic_come_back_by_partition(folder):
 def test_another_format_is_refused(folder, found):
     raw = json.loads((folder / MANIFEST).read_text()) | {"format": found}
     (folder / MANIFEST).write_text(json.dumps(raw))
-    with pytest.raises(BundleError, match="this program reads 3") as error:
+    with pytest.raises(BundleError, match="this program reads 4") as error:
         Bundle.load(folder)
     assert error.value.check == "format"
 

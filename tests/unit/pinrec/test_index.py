@@ -45,7 +45,7 @@ def test_a_saved_index_answers_the_same(item_table, tmp_path, mmap, exact_below)
 @pytest.mark.parametrize("exact_below", [10, 10_000], ids=["ivf", "exact"])
 def test_a_mapped_index_is_saved_in_full(item_table, tmp_path, exact_below):
     ItemIndex.build(item_table, exact_below=exact_below).save(tmp_path / "first")
-    mapped = ItemIndex.load(tmp_path / "first", mmap=True)
+    mapped = ItemIndex.load(tmp_path / "first", item_table, mmap=True)
     before = mapped.search(item_table[:9], 20)
     mapped.save(tmp_path / "second")
     assert (tmp_path / "second").read_bytes() == (tmp_path / "first").read_bytes()
