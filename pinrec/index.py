@@ -3,7 +3,7 @@
 Shape suffixes: E queries, N items, D width, K results.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -104,28 +104,26 @@ class ItemIndex:
         if like is not None and stays_N is not None and like._serves_as_model(lists, width):
             for kept_N in (stays_N, np.full(items, -1)):
                 index, trained = like._followed_by(table_ND, kept_N), like._trained_nprobe
-                for nprobe in sorted({like._codes.nprobe, min(2 * trained, like._codes.nlist)}):
-                    index._codes.nprobe = nprobe
-                    if (recall := judge.recall(index)) >= recall_goal:
-                        index.report = IndexReport("ivf", nprobe, recall, trained, index._looked_at)
-                        return index
-        rows = np.random.default_rng(0).choice(items, min(items, _TRAINED_PER_LIST * lists), replace=False)
-        # Some thousand centroids are scanned faster than a graph over them is walked for hundreds of lists, and a graph
-        # may never reach the right ones: asked for all of 2,191 lists, one over item vectors gave 400.
-        quantizer = faiss.IndexFlatIP(width)
-        ivf = faiss.IndexIVFPQ(quantizer, width, lists, width // 2, _BITS, faiss.METRIC_INNER_PRODUCT)
+                if index._visits(judge, recall_goal, trained, min(2 * trained, like._codes.nlist)):
+                    index.report = replace(index._report(judge), trained_nprobe=trained)
+                    return index
         turn_DD = _turn(table_ND.mean(0))
         spread_ND = _spread(table_ND, turn_DD)
-        ivf.train(spread_ND[np.sort(rows)])
-        ivf.add(spread_ND)
-        index = cls(_turning(turn_DD, _fast(ivf, quantizer)), None, table_ND)
-        for index._looked_at in (2, 4):
-            if nprobe := index._visited(judge, recall_goal):
-                index._codes.nprobe = nprobe
-                index.report = IndexReport("ivf", nprobe, judge.recall(index), nprobe, index._looked_at)
+        centroid_CD = _centroids(spread_ND, lists)
+        list_N = _nearest(centroid_CD, spread_ND)
+        # Half as many codes are scanned in half the time, where they tell the vectors apart.
+        for codes_of_a_row, looked_at in ((width // 2, 2), (width, 2), (width, 4)):
+            ivf = _empty_ivf(centroid_CD, codes_of_a_row)
+            sample = _sample(items, _TRAINED_CODES)
+            ivf.pq.train(spread_ND[sample] - centroid_CD[list_N[sample]])
+            index = cls(_turning(turn_DD, _filled(ivf, spread_ND, list_N)), None, table_ND)
+            index._looked_at = looked_at
+            most = max(_FIRST_VISITED, round(_MOST_VISITED * lists))
+            if index._visits(judge, recall_goal, min(_FIRST_VISITED, lists), most):
+                index.report = index._report(judge)
                 return index
         codes = faiss.IndexPQFastScan(width, width, _BITS, faiss.METRIC_INNER_PRODUCT)
-        codes.train(spread_ND[np.sort(rows[:_TRAINED_CODES])])
+        codes.train(spread_ND[_sample(items, _TRAINED_CODES)])
         codes.add(spread_ND)
         index = cls(_turning(turn_DD, codes), None, table_ND)
         while (recall := judge.recall(index)) < recall_goal:
@@ -135,20 +133,24 @@ class ItemIndex:
         index.report = IndexReport("codes", 0, recall, 0, index._looked_at)
         return index
 
-    def _visited(self, judge: "_Judge", recall_goal: float) -> int:
-        """How many lists must be visited; 0 = more than can be afforded."""
+    def _visits(self, judge: "_Judge", recall_goal: float, first: int, most: int) -> bool:
+        """Visit as few lists as will do, to an eighth; False where `most` do not do."""
         ivf = self._codes
-        few, ivf.nprobe = 0, min(_FIRST_VISITED, ivf.nlist)
-        most = max(_FIRST_VISITED, round(_MOST_VISITED * ivf.nlist))
+        few, ivf.nprobe = 0, first
         while judge.recall(self) < recall_goal:
             if ivf.nprobe >= most:
-                return 0
+                return False
             few, ivf.nprobe = ivf.nprobe, min(2 * ivf.nprobe, most)
         enough = int(ivf.nprobe)
         while enough - few > max(1, enough // 8):
             ivf.nprobe = (few + enough) // 2
             few, enough = (few, ivf.nprobe) if judge.recall(self) >= recall_goal else (ivf.nprobe, enough)
-        return enough
+        ivf.nprobe = enough
+        return True
+
+    def _report(self, judge: "_Judge") -> IndexReport:
+        visited = int(self._codes.nprobe)
+        return IndexReport("ivf", visited, judge.recall(self), visited, self._looked_at)
 
     @classmethod
     def _exact(cls, table_ND: np.ndarray) -> "ItemIndex":
@@ -180,11 +182,14 @@ class ItemIndex:
 
     def _followed_by(self, table_ND: np.ndarray, stays_N: np.ndarray) -> "ItemIndex":
         """An IVF with this one's centroids and codes over another table; see `build`."""
-        own, (items, width) = self._codes, table_ND.shape
-        quantizer = faiss.clone_index(own.quantizer)
-        ivf = faiss.IndexIVFPQ(quantizer, width, own.nlist, own.pq.M, _BITS, faiss.METRIC_INNER_PRODUCT)
-        ivf.pq, ivf.is_trained = own.pq, True
-        list_N = np.full(items, -1, np.int64)
+        own, width = self._codes, self.width
+        turn: Any = faiss.downcast_VectorTransform(self._index.chain.at(0))
+        turn_DD = faiss.vector_to_array(turn.A).reshape(width, width)
+        spread_ND = _spread(table_ND, turn_DD)
+        centroid_CD = own.quantizer.reconstruct_n(0, own.nlist)
+        ivf = _empty_ivf(centroid_CD, own.pq.M)
+        ivf.pq = own.pq
+        list_N = np.full(len(table_ND), -1, np.int64)
         known = stays_N >= 0
         if known.any():
             list_of_row = np.empty(len(self), np.int64)
@@ -192,13 +197,9 @@ class ItemIndex:
                 if size := own.invlists.list_size(number):
                     list_of_row[faiss.rev_swig_ptr(own.invlists.get_ids(number), size)] = number
             list_N[known] = list_of_row[stays_N[known]]
-        turn: Any = faiss.downcast_VectorTransform(self._index.chain.at(0))
-        turn_DD = faiss.vector_to_array(turn.A).reshape(width, width)
-        spread_ND = _spread(table_ND, turn_DD)
         if not known.all():
-            list_N[~known] = quantizer.search(spread_ND[~known], 1)[1][:, 0]
-        ivf.add_core(items, faiss.swig_ptr(spread_ND), None, faiss.swig_ptr(list_N))
-        index = ItemIndex(_turning(turn_DD, _fast(ivf, quantizer)), None, table_ND)
+            list_N[~known] = _nearest(centroid_CD, spread_ND[~known])
+        index = ItemIndex(_turning(turn_DD, _filled(ivf, spread_ND, list_N)), None, table_ND)
         index._looked_at = self._looked_at
         return index
 
@@ -301,8 +302,46 @@ def _turning(turn_DD: np.ndarray, codes: Any) -> Any:
     return faiss.IndexPreTransform(turn, codes)
 
 
-def _fast(ivf: Any, quantizer: Any) -> Any:
-    """The same with its codes in blocks, as they are scanned."""
+def _sample(items: int, most: int) -> np.ndarray:
+    """int64, some rows, ascending; always the same ones."""
+    return np.sort(np.random.default_rng(0).choice(items, min(items, most), replace=False))
+
+
+def _centroids(spread_ND: np.ndarray, lists: int) -> np.ndarray:
+    """float32[C, D]: means of what lies close together, not of length 1, so that a query sees how far out each is.
+
+    Some thousand are scanned faster than a graph over them is walked for hundreds of lists, and a graph may never reach
+    the right ones: asked for all of 2,191 lists, one over item vectors gave 400.
+    """
+    items, width = spread_ND.shape
+    means: Any = faiss.Kmeans(width, lists, niter=10, seed=0, max_points_per_centroid=_TRAINED_PER_LIST)
+    means.train(spread_ND[_sample(items, _TRAINED_PER_LIST * lists)])
+    centroid_CD: np.ndarray = means.centroids
+    return centroid_CD
+
+
+def _nearest(centroid_CD: np.ndarray, spread_ND: np.ndarray) -> np.ndarray:
+    """int64[N]: the list of each vector."""
+    near = faiss.IndexFlatL2(centroid_CD.shape[1])
+    near.add(centroid_CD)
+    list_N: np.ndarray = near.search(spread_ND, 1)[1][:, 0]
+    return list_N
+
+
+def _empty_ivf(centroid_CD: np.ndarray, codes_of_a_row: int) -> Any:
+    """An IVF whose lists are visited in the order of their centroids' inner products with a query."""
+    lists, width = centroid_CD.shape
+    quantizer = faiss.IndexFlatIP(width)
+    quantizer.add(centroid_CD)
+    ivf: Any = faiss.IndexIVFPQ(quantizer, width, lists, codes_of_a_row, _BITS, faiss.METRIC_INNER_PRODUCT)
+    ivf.is_trained = True
+    ivf.referenced_objects = [quantizer]
+    return ivf
+
+
+def _filled(ivf: Any, spread_ND: np.ndarray, list_N: np.ndarray) -> Any:
+    """The vectors in their lists, with their codes in blocks, as they are scanned."""
+    ivf.add_core(len(spread_ND), faiss.swig_ptr(spread_ND), None, faiss.swig_ptr(list_N))
     fast: Any = faiss.IndexIVFPQFastScan(ivf)
-    fast.referenced_objects = [quantizer]  # Python's own: it would go with `ivf`
+    fast.referenced_objects = ivf.referenced_objects  # the centroids are Python's own, and would go with `ivf`
     return fast
