@@ -23,7 +23,7 @@ SATURATED_MS: Final = 1_000.0
 """With a steady p99 above this, queries wait for each other: what a swap adds to that says nothing."""
 AFTER_S: Final = 5.0
 """After the first answer of a version its users' states and pages may still be cold."""
-_LOOK_S: Final = 0.25
+_LOOK_S: Final = 0.5
 
 
 @dataclass

@@ -19,6 +19,7 @@ _TIE: Final = 1e-5  # FAISS adds up in another order
 _BITS: Final = 4  # of a code: FAISS looks up 32 of them at once
 _LEAST_LOOKED_AT: Final = 64
 _MOST_LOOKED_AT: Final = 8  # rows for each one wanted
+_SCORED_TOGETHER: Final = 512  # queries; the rows of more would not stay in the cache
 _TRAINED_PER_LIST: Final = 64
 _TRAINED_CODES: Final = 16_384
 _LEAST_PER_LIST: Final = 39  # what FAISS wants at least to find a centroid
@@ -216,6 +217,11 @@ class ItemIndex:
         q_ED = np.ascontiguousarray(q_ED, np.float32)
         if self._table is None:
             return self._index.search(q_ED, k)  # type: ignore[no-any-return]
+        found = [self._scored(q_ED[at : at + _SCORED_TOGETHER], k) for at in range(0, len(q_ED), _SCORED_TOGETHER)]
+        return np.concatenate([score_EK for score_EK, _ in found]), np.concatenate([row_EK for _, row_EK in found])
+
+    def _scored(self, q_ED: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """What codes find for some of the queries, by the vectors."""
         _, row_EC = self._index.search(q_ED, max(k, min(max(self._looked_at * k, _LEAST_LOOKED_AT), len(self))))
         score_EC = np.matmul(self._table[np.maximum(row_EC, 0)], q_ED[:, :, None])[..., 0]
         score_EC[row_EC < 0] = -np.inf

@@ -65,7 +65,7 @@ class TrainerSettings(Frozen):
     holdout_events: int = Field(
         1_000, ge=1, description="so many of those users' engaged events are held back, at most"
     )
-    niceness: int = Field(10, ge=0, le=19, description="of the training thread, above the other processes'")
+    niceness: int = Field(5, ge=0, le=19, description="of the training thread, above the other processes'")
 
 
 class StateSettings(Frozen):

@@ -10,6 +10,7 @@ from pinrec.measures import Difference
 Values = NDArray[np.float64]
 DRAWS: Final = 2_000
 _BLOCK: Final = 100
+_DIGITS: Final = 9
 
 
 class Ratio:
@@ -37,16 +38,17 @@ def ratios(numerator_UC: Values, denominator_UC: Values, draws: int = DRAWS, see
     are drawn with replacement, as in `paired_bootstrap`.
     """
     users, columns = numerator_UC.shape
-    both = np.concatenate((numerator_UC, denominator_UC), axis=1, dtype=np.float32)
+    both = np.concatenate((numerator_UC, denominator_UC), axis=1, dtype=np.float64)
     rng, drawn = np.random.default_rng(seed), np.empty((draws, 2 * columns))
     for at in range(0, draws, _BLOCK):
         size = min(_BLOCK, draws - at)
         picked = rng.integers(0, users, (size, users)) + users * np.arange(size)[:, None]
         times = np.bincount(picked.ravel(), minlength=size * users).reshape(size, users)
-        drawn[at : at + size] = times.astype(np.float32) @ both
+        drawn[at : at + size] = times.astype(np.float64) @ both
     with np.errstate(invalid="ignore", divide="ignore"):
         value = numerator_UC.sum(0) / denominator_UC.sum(0)
-        sampled = drawn[:, :columns] / drawn[:, columns:]
+        # Processors add up in orders of their own: what is equal but for that must stay equal, as ranks are taken.
+        sampled = np.round(drawn[:, :columns] / drawn[:, columns:], _DIGITS)
     return [Ratio(float(v), sampled[:, c]) if np.isfinite(v) else None for c, v in enumerate(value)]
 
 
