@@ -66,8 +66,8 @@ def measure(work: Path, quick: bool, progress: Progress) -> Result:
         protocol=(
             f"One thread. {items:,} made-up vectors of {_WIDTH} numbers around {items // _PER_CLUSTER:,} centres; "
             f"{_QUERIES} perturbed rows are searched at once for their best {_FOUND}. The index is the one that "
-            "bundles of so many items get: lists of 4-bit codes, whose best are scored by the vectors; as few are visited "
-            f"as let recall@{_FOUND} against the exact scan reach {RECALL_GOAL:g}."
+            "bundles of so many items get: lists of 4-bit codes, whose best are scored by the vectors; as few are "
+            f"visited as let recall@{_FOUND} against the exact scan reach {RECALL_GOAL:g}."
         ),
         seconds=round(time.monotonic() - began, 1),
         quick=quick,
