@@ -33,7 +33,7 @@ class ServingSettings(Frozen):
         description="before a new version goes live, for how long at most the histories of the most recently active "
         "users are encoded with it; for that time their keys and values take memory twice. 0 = not at all",
     )
-    handover_share: float = Field(0.5, gt=0, le=1, description="of one core, taken by that")
+    handover_share: float = Field(0.25, gt=0, le=1, description="of one core, taken by that")
     delta_items: int = Field(
         10_000,
         ge=0,

@@ -68,6 +68,19 @@ def new(number: int, category: str = "fresh") -> ItemUpdate:
     return ItemUpdate(item_id=f"new-{number}", title=f"about maps {number}", categories=(category,))
 
 
+def test_every_replica_takes_what_is_published_and_deleted(kafka_settings: KafkaSettings, bundle: Bundle) -> None:
+    with following(kafka_settings) as one, following(kafka_settings) as other:
+        replicas = (one, other)
+        for items in replicas:
+            items.prepare(bundle)
+        publish(kafka_settings, new(1, "shared"), ItemUpdate(item_id="item-7", categories=("shared",)))
+        for items in replicas:
+            eventually(lambda items=items: found(items, bundle, "shared") == {"new-1", "item-7"})
+        publish(kafka_settings, "new-1", "item-7")
+        for items in replicas:
+            eventually(lambda items=items: found(items, bundle, "shared") == set())
+
+
 def test_updates_and_deletions_are_in_the_next_answers(kafka_settings: KafkaSettings, bundle: Bundle) -> None:
     with following(kafka_settings) as items:
         assert items.prepare(bundle) is None, "nothing has happened"
