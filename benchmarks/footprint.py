@@ -105,7 +105,8 @@ def measure(work: Path, quick: bool, progress: Progress) -> Result:
             "items; the files were just written, so the kernel holds their pages. Ready: the bundle is loaded and "
             "checked as by a replica, and one list was made. Ray starts a replica's process before that. Memory per "
             "million items: the size of each file, which all replicas of a machine share as they map it (catalogue "
-            "excepted), and what the process holds for itself alone after loading. Memory of a cached user: keys and "
+            "and codes of the index excepted), and what the process holds for itself alone after loading. Memory of a "
+            "cached user: keys and "
             f"values that `pinrec.states` keeps, by length of the history and type. {ServingSettings().states_mib} MiB "
             "(serving.states_mib) hold so many users."
         ),

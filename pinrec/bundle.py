@@ -352,7 +352,8 @@ class Bundle:
         """Load and check a bundle.
 
         Args:
-            mmap: map ID embedding, item table and index, so that the processes of a machine share their pages.
+            mmap: map ID embedding, item table and the vectors of an exact index, so that the processes of a machine
+                share their pages. Codes are read.
 
         Raises:
             BundleError: naming the check it fails.

@@ -96,7 +96,7 @@ class Delta:
             self,
             catalogue=self.catalogue.take(kept).joined(added),
             table=table,
-            index=ItemIndex.build(table) if len(table) else None,
+            index=ItemIndex.build(table, exact_below=len(table) + 1) if len(table) else None,
             base=np.concatenate((self.base[kept], was[taken])),
             gone=gone,
             left_out=self.left_out + len(wanted) - len(taken),

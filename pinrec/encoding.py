@@ -153,7 +153,13 @@ class NewEvents:
         self.last_B, self.last_surface_B = torch.from_numpy(last_B), torch.tensor(last_surface_B)
 
     def tokens(self) -> Tensor:
-        """x_BLD; what stands behind a row's last event is meaningless."""
+        """x_BLD; what stands behind a row's last event is meaningless.
+
+        Raises:
+            IndexError: the bundle does not know a surface of a history.
+        """
+        if self._surface_BL.max(initial=0) >= len(self._bundle.vocabulary.surfaces):  # after a redeploy has added one
+            raise IndexError("surface: a history holds one that the bundle does not know; wait for the next version")
         timestamp_BL = torch.from_numpy(self._timestamp_BL)
         return self._bundle.fused.tokens(
             torch.from_numpy(self._item_BLD),

@@ -34,7 +34,7 @@ class FusedModel:
         self._tokens = _Tokens(model)
         self._blocks = [_Block(block) for block in model.backbone.blocks if isinstance(block, Block)]
         self._norm_D = model.backbone.norm.weight * model.config.width**0.5
-        self._angles = _Angles(model.backbone.rotary, model.config.history + ROOM)
+        self._angles = _Angles(model.backbone.rotary, 2 * (model.config.history + ROOM))
         self._head = _Head(model.output)
 
     def tokens(
@@ -136,13 +136,14 @@ class _Angles:
 
     def __init__(self, rotary: Rotary, positions: int) -> None:
         self._rotary = rotary
-        self._cos_PK, self._sin_PK = self._made(positions)
+        self._both = self._made(positions)
 
     def of_first(self, positions: int) -> tuple[Tensor, Tensor]:
         """Of the first positions, [P, K] each."""
-        if positions > len(self._cos_PK):  # a caller's own, longer history
-            self._cos_PK, self._sin_PK = self._made(positions)
-        return self._cos_PK[:positions], self._sin_PK[:positions]
+        cos_PK, sin_PK = self._both
+        if positions > len(cos_PK):  # a caller's own, longer history
+            cos_PK, sin_PK = self._both = self._made(positions)
+        return cos_PK[:positions], sin_PK[:positions]
 
     def at(self, position_T: Tensor, below: int) -> tuple[Tensor, Tensor]:
         """Of these positions, all of which are below a number: [T, K] each."""

@@ -19,7 +19,7 @@ _TIE: Final = 1e-5  # FAISS adds up in another order
 _BITS: Final = 4  # of a code: FAISS looks up 32 of them at once
 _LEAST_LOOKED_AT: Final = 64
 _MOST_LOOKED_AT: Final = 8  # rows for each one wanted
-_SCORED_TOGETHER: Final = 512  # queries; the rows of more would not stay in the cache
+_SCORED_TOGETHER: Final = 1 << 15  # rows: more would not stay in the cache, and memory is bounded by them
 _TRAINED_PER_LIST: Final = 64
 _TRAINED_CODES: Final = 16_384
 _LEAST_PER_LIST: Final = 39  # what FAISS wants at least to find a centroid
@@ -45,8 +45,8 @@ class IndexReport:
     """What was built.
 
     Attributes:
-        kind: exact scans the vectors; codes scans codes of 4 bits a number; ivf scans codes of half that in the lists
-            nearest to a query. What codes find is scored by the vectors.
+        kind: exact scans the vectors; codes scans codes of 4 bits a number; ivf scans such codes, or half of them, in
+            the lists nearest to a query. What codes find is scored by the vectors.
         nprobe: lists visited by a search; 0 = all there is.
         recall: recall@100 against the exact scan.
         trained_nprobe: lists visited when the centroids were found.
@@ -72,8 +72,7 @@ class ItemIndex:
         self._index = index
         self.report = report
         self._looked_at = 2 if report is None else report.looked_at
-        # Rows of a mapped array are picked out several times as fast without the class that maps it.
-        self._table: Any = table.view(np.ndarray) if isinstance(table, np.ndarray) else table
+        self._table = table
 
     @classmethod
     def build(
@@ -119,7 +118,7 @@ class ItemIndex:
             ivf.pq.train(spread_ND[sample] - centroid_CD[list_N[sample]])
             index = cls(_turning(turn_DD, _filled(ivf, spread_ND, list_N)), None, table_ND)
             index._looked_at = looked_at
-            most = max(_FIRST_VISITED, round(_MOST_VISITED * lists))
+            most = min(lists, max(_FIRST_VISITED, round(_MOST_VISITED * lists)))
             if index._visits(judge, recall_goal, min(_FIRST_VISITED, lists), most):
                 index.report = index._report(judge)
                 return index
@@ -217,12 +216,16 @@ class ItemIndex:
         q_ED = np.ascontiguousarray(q_ED, np.float32)
         if self._table is None:
             return self._index.search(q_ED, k)  # type: ignore[no-any-return]
-        found = [self._scored(q_ED[at : at + _SCORED_TOGETHER], k) for at in range(0, len(q_ED), _SCORED_TOGETHER)]
+        looked_at = max(k, min(max(self._looked_at * k, _LEAST_LOOKED_AT), len(self)))
+        together = max(1, _SCORED_TOGETHER // looked_at)
+        starts = range(0, max(1, len(q_ED)), together)
+        found = [self._scored(q_ED[at : at + together], k, looked_at) for at in starts]
         return np.concatenate([score_EK for score_EK, _ in found]), np.concatenate([row_EK for _, row_EK in found])
 
-    def _scored(self, q_ED: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """What codes find for some of the queries, by the vectors."""
-        _, row_EC = self._index.search(q_ED, max(k, min(max(self._looked_at * k, _LEAST_LOOKED_AT), len(self))))
+    def _scored(self, q_ED: np.ndarray, k: int, looked_at: int) -> tuple[np.ndarray, np.ndarray]:
+        """The best k for some of the queries of those rows that codes find best."""
+        assert self._table is not None
+        _, row_EC = self._index.search(q_ED, looked_at)
         score_EC = np.matmul(self._table[np.maximum(row_EC, 0)], q_ED[:, :, None])[..., 0]
         score_EC[row_EC < 0] = -np.inf
         best_EK = np.argpartition(-score_EC, k - 1, axis=1)[:, :k] if k < row_EC.shape[1] else np.arange(k)[None]
@@ -341,7 +344,6 @@ def _empty_ivf(centroid_CD: np.ndarray, codes_of_a_row: int) -> Any:
     quantizer.add(centroid_CD)
     ivf: Any = faiss.IndexIVFPQ(quantizer, width, lists, codes_of_a_row, _BITS, faiss.METRIC_INNER_PRODUCT)
     ivf.is_trained = True
-    ivf.referenced_objects = [quantizer]
     return ivf
 
 
@@ -349,5 +351,5 @@ def _filled(ivf: Any, spread_ND: np.ndarray, list_N: np.ndarray) -> Any:
     """The vectors in their lists, with their codes in blocks, as they are scanned."""
     ivf.add_core(len(spread_ND), faiss.swig_ptr(spread_ND), None, faiss.swig_ptr(list_N))
     fast: Any = faiss.IndexIVFPQFastScan(ivf)
-    fast.referenced_objects = ivf.referenced_objects  # the centroids are Python's own, and would go with `ivf`
+    fast.referenced_objects = ivf.referenced_objects  # the centroids alone: `ivf` may go, with its codes
     return fast

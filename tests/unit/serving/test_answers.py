@@ -1,4 +1,5 @@
 import time
+from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
@@ -243,8 +244,9 @@ def test_what_is_encoded_ahead_takes_its_share_of_a_core(bundle, store, monkeypa
         clock[0] += 1.0
         return [None for _ in users]
 
-    monkeypatch.setattr(serving.answers.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(serving.answers.time, "sleep", pause)
+    # In that module alone: other threads sleep too.
+    own_time = SimpleNamespace(monotonic=lambda: clock[0], sleep=pause, time=time.time)
+    monkeypatch.setattr(serving.answers, "time", own_time)
     monkeypatch.setattr(store, "read", read)
     settings = ServingSettings(handover_s=20, handover_share=0.25)
     Answerer(store, GenerationConfig(max_k=50), settings).encode_ahead(bundle, [f"user {i}" for i in range(10_000)])
