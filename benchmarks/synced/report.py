@@ -140,9 +140,11 @@ def _log_table(replay: Replayed) -> list[str]:
 
 
 def _of_part(lives: Mapping[str, Mapping[int, Lived]], part: str) -> dict[str, Mapping[int, Lived]]:
-    """By sync; each minute is one life, whatever the part."""
+    """By sync, of the seeds that all of them have; each minute is one life, whatever the part."""
     names = {sync: "minute" if sync == "minute" else f"{part}-{sync}" for sync in SYNCS}
-    return {sync: lives[name] for sync, name in names.items() if name in lives}
+    there = {sync: lives[name] for sync, name in names.items() if name in lives}
+    seeds = sorted(set.intersection(*(set(by_seed) for by_seed in there.values()))) if there else []
+    return {sync: {seed: by_seed[seed] for seed in seeds} for sync, by_seed in there.items()}
 
 
 def _town_section(lives: Mapping[str, Mapping[int, Lived]]) -> list[str]:
@@ -158,24 +160,20 @@ def _town_section(lives: Mapping[str, Mapping[int, Lived]]) -> list[str]:
     ]
     for part in PARTS:
         of = _of_part(lives, part)
-        if len(of) < 2:
+        if len(of) < 2 or not (seeds := sorted(next(iter(of.values())))):
             continue
         lines += [
             f"| {part.capitalize()} synced each | Worth of a session | Of the best | Gain over never |",
             "|---|---:|---:|---:|",
         ]
         for sync, by_seed in of.items():
-            gains = [
-                by_seed[seed].reward / of["never"][seed].reward - 1
-                for seed in seeds
-                if "never" in of and seed in of["never"] and seed in by_seed
-            ]
+            gains = [by_seed[seed].reward / of["never"][seed].reward - 1 for seed in seeds if "never" in of]
             gain = f"{statistics.median(gains):+.1%} [{min(gains):+.1%} to {max(gains):+.1%}]" if gains else "-"
             share = statistics.median(lived.of_best for lived in by_seed.values())
             lines.append(f"| {sync} | {_median(by_seed):.3f} | {share:.1%} | {gain} |")
         worth = [_median(by_seed) for by_seed in of.values()]
         verdict = "the rarer the sync, the less a session is worth" if monotone(worth) else "not monotone"
-        lines += ["", f"{part.capitalize()}: {verdict}.", ""]
+        lines += ["", f"{part.capitalize()}, seeds {', '.join(map(str, seeds))}: {verdict}.", ""]
     return lines
 
 
