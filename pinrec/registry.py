@@ -278,6 +278,9 @@ class Registry:
 
         Returns:
             the versions deleted, oldest first.
+
+        Raises:
+            RegistryError: the registry cannot be read or written; what was not deleted by then stays.
         """
         if keep < 1:
             raise ValueError(f"keep: must be at least 1, not {keep}")
@@ -296,7 +299,7 @@ class Registry:
                 self._store.remove(VERDICTS, f"{version}.json")
                 self._store.delete(version)
             self._forget_verdicts(keep)
-        self._store.tidy(keep)
+            self._store.tidy(keep)
         return deleted
 
     @contextlib.contextmanager
