@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -29,6 +29,7 @@ from pinrec.versions import VERSION, UnknownVersionError, version_number
 CLAIMS: Final = "claims"
 LOCK: Final = "lock"
 ABANDONED_AFTER_S: Final = 3_600.0
+T = TypeVar("T")
 _ABANDONED: Final = re.compile(r"^\.v\d{6,}\.(writing|deleting)")
 
 
@@ -85,6 +86,13 @@ class BundleStore:
         self._copies = BundleCopies(
             (cache or home / "pinrec") / hashlib.sha256(self.url.encode()).hexdigest()[:16], copies
         )
+
+    @property
+    def remedy(self) -> str:
+        """What to do where a bundle cannot be written."""
+        if self._local:
+            return "free disk space there"
+        return f"see that it can be reached and takes writes, and that {self._copies.folder} has free disk space"
 
     def names(self) -> list[str]:
         """The versions that are there in full, oldest first."""
@@ -157,15 +165,27 @@ class BundleStore:
             UnknownVersionError: it is not there.
             BundleError: naming the check it fails.
         """
+        return self.opened(version, lambda folder: Bundle.load(folder, mmap))
+
+    def opened(self, version: str, opening: Callable[[Path], T]) -> T:
+        """What is read of a version's folder; once more from a new copy, where the copy is damaged.
+
+        Args:
+            opening: reads it; raises BundleError where it is damaged.
+
+        Raises:
+            UnknownVersionError: it is not there.
+            BundleError: naming the check it fails.
+        """
         folder = self.folder(version)
-        try:
-            return Bundle.load(folder, mmap)
-        except BundleError:
-            if self._local:
-                raise
-        # The copy may have been damaged since it was fetched.
-        self._copies.drop(version)
-        return Bundle.load(self.folder(version), mmap)
+        if self._local:
+            return opening(folder)
+        with contextlib.suppress(FileNotFoundError), self._copies.opened(version) as inode:
+            try:
+                return opening(folder)
+            except BundleError:
+                self._copies.drop(version, inode)  # it may have been damaged since it was fetched
+        return opening(self.folder(version))
 
     def manifest(self, version: str) -> Manifest:
         """What a version says of itself.

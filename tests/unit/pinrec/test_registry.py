@@ -291,6 +291,18 @@ def test_a_reader_keeps_answering_from_a_version_that_is_pruned(bundle, tmp_path
     assert (loaded.table == bundle.table).all()
 
 
+def test_a_store_that_is_out_of_reach_is_not_told_as_a_full_disk(bundle, tmp_path, monkeypatch):
+    registry = Registry(f"memory://{uuid.uuid4().hex}/models", cache=tmp_path)
+
+    def away(self, *arguments, **options):
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", away)
+    with pytest.raises(RegistryError, match=f"reached and takes writes.*{tmp_path}.* free disk space") as told:
+        registry.publish(bundle)
+    assert "free disk space there" not in str(told.value)
+
+
 def test_no_disk_space_is_a_clear_error_and_the_pointer_stays(bundle, tmp_path):
     registry = Registry(tmp_path)
     registry.publish(bundle)
