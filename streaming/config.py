@@ -81,8 +81,8 @@ class StateSettings(Frozen):
     registry_copies: int = Field(
         4,
         ge=2,
-        description="versions of `registry_url` kept on this machine, in <root>/copies, so that they are mapped; those used in the "
-        "last five minutes too",
+        description="versions of `registry_url` kept on this machine, in <root>/copies, so that they are mapped; "
+        "those of the last five minutes too",
     )
     map_gib: float = Field(16.0, gt=0, description="most the sequence store may grow to, GiB of address space")
 
