@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -29,6 +29,7 @@ from pinrec.versions import VERSION, UnknownVersionError, version_number
 CLAIMS: Final = "claims"
 LOCK: Final = "lock"
 ABANDONED_AFTER_S: Final = 3_600.0
+T = TypeVar("T")
 _ABANDONED: Final = re.compile(r"^\.v\d{6,}\.(writing|deleting)")
 
 
@@ -86,9 +87,16 @@ class BundleStore:
             (cache or home / "pinrec") / hashlib.sha256(self.url.encode()).hexdigest()[:16], copies
         )
 
+    @property
+    def remedy(self) -> str:
+        """What to do where a bundle cannot be written."""
+        if self._local:
+            return "free disk space there"
+        return f"see that it can be reached and takes writes, and that {self._copies.folder} has free disk space"
+
     def names(self) -> list[str]:
         """The versions that are there in full, oldest first."""
-        return [version for version in self.numbered() if self._fs.exists(self._at(version, MANIFEST))]
+        return [version for version in self.numbered() if self._is_there(version)]
 
     def numbered(self, *folder: str) -> list[str]:
         """The versions that something in a folder is named after, oldest first."""
@@ -106,7 +114,7 @@ class BundleStore:
         Raises:
             UnknownVersionError: it is not.
         """
-        if not VERSION.fullmatch(version) or not self._fs.exists(self._at(version, MANIFEST)):
+        if not VERSION.fullmatch(version) or not self._is_there(version):
             known = ", ".join(self.names()[-5:]) or "none yet"
             raise UnknownVersionError(f"{version[:64]!r} is not in {self.url}; the newest versions are: {known}")
 
@@ -157,15 +165,27 @@ class BundleStore:
             UnknownVersionError: it is not there.
             BundleError: naming the check it fails.
         """
+        return self.opened(version, lambda folder: Bundle.load(folder, mmap))
+
+    def opened(self, version: str, opening: Callable[[Path], T]) -> T:
+        """What is read of a version's folder; once more from a new copy, where the copy is damaged.
+
+        Args:
+            opening: reads it; raises BundleError where it is damaged.
+
+        Raises:
+            UnknownVersionError: it is not there.
+            BundleError: naming the check it fails.
+        """
         folder = self.folder(version)
-        try:
-            return Bundle.load(folder, mmap)
-        except BundleError:
-            if self._local:
-                raise
-        # The copy may have been damaged since it was fetched.
-        self._copies.drop(version)
-        return Bundle.load(self.folder(version), mmap)
+        if self._local:
+            return opening(folder)
+        with contextlib.suppress(FileNotFoundError), self._copies.opened(version) as inode:
+            try:
+                return opening(folder)
+            except BundleError:
+                self._copies.drop(version, inode)  # it may have been damaged since it was fetched
+        return opening(self.folder(version))
 
     def manifest(self, version: str) -> Manifest:
         """What a version says of itself.
@@ -187,16 +207,23 @@ class BundleStore:
         self._copies.drop(version)
 
     def tidy(self, keep: int) -> None:
-        """Clear away what publishers left that died while they wrote, and all but the newest `keep` claims."""
+        """Clear away what publishers left that died while they wrote, and all but the newest `keep` claims.
+
+        Raises:
+            OSError: it cannot be seen what is there, or not be removed.
+        """
         long_ago = time.time() - ABANDONED_AFTER_S
         if self._local:
             for path in Path(self._root).iterdir():
-                if _ABANDONED.match(path.name) and path.stat().st_mtime < long_ago:
-                    shutil.rmtree(path, ignore_errors=True)
+                with contextlib.suppress(FileNotFoundError):  # a publisher may be about to give it its name
+                    if _ABANDONED.match(path.name) and path.stat().st_mtime < long_ago:
+                        shutil.rmtree(path, ignore_errors=True)
         else:
             for version in set(self.numbered()).difference(self.names()):
                 paths = self._fs.find(self._at(version))
-                if paths and max(self._fs.modified(path).timestamp() for path in paths) < long_ago:
+                if not paths or self._at(version, MANIFEST) in paths:
+                    continue
+                if max(self._fs.modified(path).timestamp() for path in paths) < long_ago:
                     self._fs.rm(self._at(version), recursive=True)
         for claim in self.numbered(CLAIMS)[:-keep]:
             self.remove(CLAIMS, claim)
@@ -245,6 +272,14 @@ class BundleStore:
         with Path(self._at(LOCK)).open("wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file is closed, by the death of its process too
             yield
+
+    def _is_there(self, version: str) -> bool:
+        """Not by `exists`: that of fsspec takes every fault for absence."""
+        try:
+            self._fs.info(self._at(version, MANIFEST))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
     def _at(self, *parts: str) -> str:
         return "/".join((self._root, *parts))

@@ -11,7 +11,7 @@ at once the last wins, each object whole; what a verdict keeps from serving is l
 import contextlib
 import json
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pinrec.bundle import Bundle, BundleError
 from pinrec.bundle_copies import KEPT
-from pinrec.bundle_store import BundleStore
+from pinrec.bundle_store import BundleStore, T
 from pinrec.verdicts import Refusal, Verdict
 from pinrec.versions import (
     VERSION,
@@ -67,6 +67,10 @@ class Registry:
         """See `BundleStore.load`."""
         return self._store.load(version, mmap)
 
+    def opened(self, version: str, opening: Callable[[Path], T]) -> T:
+        """See `BundleStore.opened`."""
+        return self._store.opened(version, opening)
+
     def publish(self, bundle: Bundle, learner: Mapping[str, Tensor] | None = None, activate: bool = True) -> str:
         """Store a bundle under the next version, and point to it once it is there in full.
 
@@ -83,7 +87,7 @@ class Registry:
             version = self._store.add(bundle, learner)
         except OSError as error:
             raise RegistryError(
-                f"{self.url}: the bundle cannot be written ({error.strerror or error}); free disk space there, or give "
+                f"{self.url}: the bundle cannot be written ({error.strerror or error}); {self._store.remedy}, or give "
                 "the registry another place. The version that serves stays as it is"
             ) from error
         if activate:
@@ -278,6 +282,9 @@ class Registry:
 
         Returns:
             the versions deleted, oldest first.
+
+        Raises:
+            RegistryError: the registry cannot be read or written; what was not deleted by then stays.
         """
         if keep < 1:
             raise ValueError(f"keep: must be at least 1, not {keep}")
@@ -296,7 +303,7 @@ class Registry:
                 self._store.remove(VERDICTS, f"{version}.json")
                 self._store.delete(version)
             self._forget_verdicts(keep)
-        self._store.tidy(keep)
+            self._store.tidy(keep)
         return deleted
 
     @contextlib.contextmanager

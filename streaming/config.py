@@ -72,15 +72,17 @@ class StateSettings(Frozen):
     """Where things are kept: everything a restart needs lies below `root`, and models there too or at an address."""
 
     root: Path = Path(".pinrec")
-    registry_url: Annotated[str, Field(pattern=r"^[A-Za-z0-9+_-]+://.+$")] | None = Field(
+    registry_url: Annotated[str, Field(pattern=r"^[A-Za-z0-9+_-]+://([^/@?]+(/[^?]*)?|/[^?]+)$")] | None = Field(
         None,
         description="where models are kept, an address that fsspec knows, such as s3://bucket/models; its package and "
-        "credentials are found as fsspec and that package find them. none = <root>/models",
+        "credentials are found as fsspec and that package find them, never in the address, which logs and the status "
+        "show: no user@host, no ?key=. none = <root>/models",
     )
     registry_copies: int = Field(
         4,
         ge=2,
-        description="versions of `registry_url` kept on this machine, in <root>/copies, so that they are mapped",
+        description="versions of `registry_url` kept on this machine, in <root>/copies, so that they are mapped; "
+        "those of the last five minutes too",
     )
     map_gib: float = Field(16.0, gt=0, description="most the sequence store may grow to, GiB of address space")
 

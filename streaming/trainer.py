@@ -473,7 +473,7 @@ class Trainer:
             ValueError: it does not say.
             RegistryError, OSError: it is not there, or cannot be read.
         """
-        state = read_learner(self._registry.folder(version))
+        state = self._registry.opened(version, read_learner)
         if state is None:
             raise ValueError(f"{version} holds no training state")
         try:

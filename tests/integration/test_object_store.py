@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import pinrec.bundle_copies
 import pinrec.bundle_store
 from pinrec.registry import Registry
 from pinrec.verdicts import Refusal
@@ -175,6 +176,7 @@ def test_a_deploy_file_names_it_and_trainer_replicas_and_commands_meet_there(dep
 
 
 def test_a_machine_fetches_a_version_once_and_keeps_few(url, bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(pinrec.bundle_copies, "_IN_USE_S", -5.0)
     fetched, get_file = [], s3fs.S3FileSystem._get_file
 
     async def counted(self, rpath, *arguments, **options):

@@ -8,7 +8,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
+import pinrec.bundle_store
 from pinrec.bundle import BundleError, IndexEntry
 from pinrec.index import ItemIndex
 from pinrec.registry import Registry
@@ -217,12 +219,88 @@ def test_what_a_dead_publisher_left_is_cleared_away(bundle, tmp_path):
     assert writing.exists()
 
 
+def test_a_connection_that_breaks_while_it_is_pruned_deletes_nothing(bundle, tmp_path, monkeypatch):
+    registry = Registry(f"memory://{uuid.uuid4().hex}/models", cache=tmp_path)
+    for _ in range(3):
+        registry.publish(bundle)
+    info, left, told = MemoryFileSystem.info, [0], 0
+
+    def breaks_once(self, path, **options):
+        left[0] -= 1
+        if left[0] == 0:
+            raise ConnectionResetError(104, "Connection reset by peer")
+        return info(self, path, **options)
+
+    monkeypatch.setattr(pinrec.bundle_store, "ABANDONED_AFTER_S", -5.0)
+    for call in range(1, 1_000):
+        left[0] = call
+        with monkeypatch.context() as broken:
+            broken.setattr(MemoryFileSystem, "info", breaks_once)
+            try:
+                assert registry.prune(keep=3) == []
+            except RegistryError:
+                told += 1
+        there = [(version.version, version.stored, version.state) for version in registry.versions()]
+        assert there == [(f"v00000{number}", True, "passed") for number in (1, 2, 3)], call
+        if left[0] > 0:
+            break
+    assert told
+
+
+def test_a_registry_that_is_out_of_reach_is_not_an_empty_one(bundle, tmp_path, monkeypatch):
+    registry = Registry(f"memory://{uuid.uuid4().hex}/models", cache=tmp_path)
+    version = registry.publish(bundle)
+
+    def away(self, path, **options):
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr(MemoryFileSystem, "info", away)
+    for call in (registry.names, lambda: registry.load(version)):
+        with pytest.raises(ConnectionResetError):
+            call()
+
+
+def test_an_upload_that_has_its_manifest_is_never_cleared_away(bundle, tmp_path, monkeypatch):
+    url = f"memory://{uuid.uuid4().hex}/models"
+    registry = Registry(url, cache=tmp_path)
+    registry.publish(bundle)
+    monkeypatch.setattr(pinrec.bundle_store, "ABANDONED_AFTER_S", -5.0)
+    with monkeypatch.context() as late:
+        late.setattr(pinrec.bundle_store.BundleStore, "names", lambda self: [])
+        late.setattr(pinrec.bundle_store.BundleStore, "_is_there", lambda self, version: False, raising=False)
+        pinrec.bundle_store.BundleStore(url, tmp_path).tidy(keep=3)
+    assert registry.names() == ["v000001"]
+
+
+def test_a_fault_of_tidying_up_is_told_as_one_of_the_registry(registry, bundle, monkeypatch):
+    registry.publish(bundle)
+
+    def away(self, keep):
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr(pinrec.bundle_store.BundleStore, "tidy", away)
+    with pytest.raises(RegistryError, match="Connection reset"):
+        registry.prune(keep=3)
+
+
 def test_a_reader_keeps_answering_from_a_version_that_is_pruned(bundle, tmp_path):
     registry = Registry(tmp_path)
     loaded = registry.load(registry.publish(bundle))
     registry.publish(bundle)
     assert registry.prune(keep=1, loading_s=0) == ["v000001"]
     assert (loaded.table == bundle.table).all()
+
+
+def test_a_store_that_is_out_of_reach_is_not_told_as_a_full_disk(bundle, tmp_path, monkeypatch):
+    registry = Registry(f"memory://{uuid.uuid4().hex}/models", cache=tmp_path)
+
+    def away(self, *arguments, **options):
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", away)
+    with pytest.raises(RegistryError, match=f"reached and takes writes.*{tmp_path}.* free disk space") as told:
+        registry.publish(bundle)
+    assert "free disk space there" not in str(told.value)
 
 
 def test_no_disk_space_is_a_clear_error_and_the_pointer_stays(bundle, tmp_path):

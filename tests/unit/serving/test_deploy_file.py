@@ -38,6 +38,30 @@ def test_a_setting_that_cannot_be_is_named_with_its_file(tmp_path, args, setting
     assert setting in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "sftp://ada:secret@host/models",
+        "https://secret@host/models",
+        "az://models/pinrec?sig=secret",
+        "az://models?sig=secret",
+        "https://?secret",
+        "s3://",
+    ],
+)
+def test_an_address_that_would_show_credentials_is_refused_and_not_repeated(tmp_path, address):
+    with pytest.raises(DeployError, match=r"args\.state\.registry_url: ") as refused:
+        DeployFile.read(changed(tmp_path, state={"registry_url": address}))
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["s3://bucket/models", "s3://bucket", "sftp://host:22/a@b", "file:///srv/models", "memory://a/models"]
+)
+def test_other_addresses_are_taken(tmp_path, address):
+    assert DeployFile.read(changed(tmp_path, state={"registry_url": address})).settings.state.registry_url == address
+
+
 def test_overrides_are_checked_as_the_file_is(tmp_path):
     file = DeployFile.read(changed(tmp_path))
     file.override(kafka={"bootstrap": "127.0.0.1:1"}, trainer={"min_events": 7})

@@ -43,9 +43,9 @@ class SlowFileSystem(LocalFileSystem):
         self._take_time("write" if "x" in mode else "read")
         return super().open(path, mode, **options)
 
-    def exists(self, *arguments, **options):
+    def info(self, *arguments, **options):
         self._take_time("read")
-        return super().exists(*arguments, **options)
+        return super().info(*arguments, **options)
 
 
 @pytest.fixture
