@@ -67,7 +67,7 @@ def assert_loop_closed(done: "subprocess.CompletedProcess[str]", report_file: Pa
 
 def test_the_loop_closes_and_a_second_demo_starts_where_the_first_ended(deploy: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    report = assert_loop_closed(run_demo(deploy, "--for", "20", "--json", str(out)), out)
+    report = assert_loop_closed(run_demo(deploy, "--for", "35", "--json", str(out)), out)
     assert report["peak_memory_gib"] < 6
     last = max(report["models"]["answers_by_version"])
 

@@ -399,7 +399,8 @@ def test_versions_are_swapped_under_load_without_a_failed_request_or_a_mixed_ans
 
     def call(number):
         turn = next(turns)
-        app.publish(f"past-{number}", f"item-{turn % ITEMS}")
+        # Of half of the items: however many turns there are, enough are left that a user has not met.
+        app.publish(f"past-{number}", f"item-{turn % (ITEMS // 2)}")
         return app.client.recommend(users[turn % len(users)], k=10)
 
     started_with = app.client.models().current
