@@ -111,17 +111,18 @@ class ItemIndex:
         spread_ND = _spread(table_ND, turn_DD)
         centroid_CD = _centroids(spread_ND, lists)
         list_N = _nearest(centroid_CD, spread_ND)
+        most = min(lists, max(_FIRST_VISITED, round(_MOST_VISITED * lists)))
+        near = judge.share_in_lists(centroid_CD @ turn_DD, list_N, most) >= recall_goal
         # Half as many codes are scanned in half the time, where they tell the vectors apart.
-        for codes_of_a_row, looked_at in ((width // 2, 2), (width, 2), (width, 4)):
+        for codes_of_a_row in (width // 2, width) if near else ():
             ivf = _empty_ivf(centroid_CD, codes_of_a_row)
             sample = _sample(items, _TRAINED_CODES)
             ivf.pq.train(spread_ND[sample] - centroid_CD[list_N[sample]])
             index = cls(_turning(turn_DD, _filled(ivf, spread_ND, list_N)), None, table_ND)
-            index._looked_at = looked_at
-            most = min(lists, max(_FIRST_VISITED, round(_MOST_VISITED * lists)))
-            if index._visits(judge, recall_goal, min(_FIRST_VISITED, lists), most):
-                index.report = index._report(judge)
-                return index
+            for index._looked_at in (2, 4) if codes_of_a_row == width else (2,):
+                if index._visits(judge, recall_goal, min(_FIRST_VISITED, lists), most):
+                    index.report = index._report(judge)
+                    return index
         codes = faiss.IndexPQFastScan(width, width, _BITS, faiss.METRIC_INNER_PRODUCT)
         codes.train(spread_ND[_sample(items, _TRAINED_CODES)])
         codes.add(spread_ND)
@@ -277,6 +278,12 @@ class _Judge:
     def __init__(self, table: Rows, k: int = 100) -> None:
         self._q_ED, self._k = perturbed_rows(table), min(k, len(table))
         self._exact_EN = inner_products(self._q_ED, table)
+
+    def share_in_lists(self, centroid_CD: np.ndarray, list_N: np.ndarray, most: int) -> float:
+        """Share of the best that lie in the `most` lists nearest to their query: no codes find more."""
+        best_EK = np.argpartition(-self._exact_EN, self._k - 1, axis=1)[:, : self._k]
+        near_EC = np.argsort(-(self._q_ED @ centroid_CD.T), axis=1)[:, :most]
+        return float((list_N[best_EK][:, :, None] == near_EC[:, None]).any(2).mean())
 
     def recall(self, index: ItemIndex) -> float:
         """See `ItemIndex.recall`."""
