@@ -109,27 +109,52 @@ class ItemIndex:
                     return index
         turn_DD = _turn(table_ND.mean(0))
         spread_ND = _spread(table_ND, turn_DD)
+        found = cls._in_lists(table_ND, spread_ND, turn_DD, lists, judge, recall_goal)
+        found = found or cls._of_codes(table_ND, spread_ND, turn_DD, judge, recall_goal)
+        return found or cls._exact(table_ND)
+
+    @classmethod
+    def _in_lists(
+        cls,
+        table_ND: np.ndarray,
+        spread_ND: np.ndarray,
+        turn_DD: np.ndarray,
+        lists: int,
+        judge: "_Judge",
+        recall_goal: float,
+    ) -> "ItemIndex | None":
+        """An IVF; None where an eighth of its lists does not reach the goal."""
+        items, width = table_ND.shape
         centroid_CD = _centroids(spread_ND, lists)
         list_N = _nearest(centroid_CD, spread_ND)
         most = min(lists, max(_FIRST_VISITED, round(_MOST_VISITED * lists)))
-        near = judge.share_in_lists(centroid_CD @ turn_DD, list_N, most) >= recall_goal
+        if judge.share_in_lists(centroid_CD @ turn_DD, list_N, most) < recall_goal:
+            return None
+        sample = _sample(items, _TRAINED_CODES)
         # Half as many codes are scanned in half the time, where they tell the vectors apart.
-        for codes_of_a_row in (width // 2, width) if near else ():
+        for codes_of_a_row, depths in ((width // 2, (2,)), (width, (2, 4))):
             ivf = _empty_ivf(centroid_CD, codes_of_a_row)
-            sample = _sample(items, _TRAINED_CODES)
             ivf.pq.train(spread_ND[sample] - centroid_CD[list_N[sample]])
             index = cls(_turning(turn_DD, _filled(ivf, spread_ND, list_N)), None, table_ND)
-            for index._looked_at in (2, 4) if codes_of_a_row == width else (2,):
+            for index._looked_at in depths:
                 if index._visits(judge, recall_goal, min(_FIRST_VISITED, lists), most):
                     index.report = index._report(judge)
                     return index
+        return None
+
+    @classmethod
+    def _of_codes(
+        cls, table_ND: np.ndarray, spread_ND: np.ndarray, turn_DD: np.ndarray, judge: "_Judge", recall_goal: float
+    ) -> "ItemIndex | None":
+        """All codes, without lists; None where they do not reach the goal."""
+        items, width = table_ND.shape
         codes = faiss.IndexPQFastScan(width, width, _BITS, faiss.METRIC_INNER_PRODUCT)
         codes.train(spread_ND[_sample(items, _TRAINED_CODES)])
         codes.add(spread_ND)
         index = cls(_turning(turn_DD, codes), None, table_ND)
         while (recall := judge.recall(index)) < recall_goal:
             if index._looked_at >= _MOST_LOOKED_AT:
-                return cls._exact(table_ND)
+                return None
             index._looked_at *= 2
         index.report = IndexReport("codes", 0, recall, 0, index._looked_at)
         return index
