@@ -23,6 +23,7 @@ Search = Callable[[NDArray[np.float32], int], tuple[NDArray[np.float32], NDArray
 """(queries [M, D], k) -> scores [M, k] and catalogue rows [M, k], best first; `ItemIndex.search` is one."""
 
 BATCH: Final = 128
+_SPARE: Final = 22  # results of a search beyond the k wanted, as some of them were seen
 
 
 def exact_search(table: Rows) -> Search:
@@ -239,20 +240,36 @@ class _Lists:
                 aim = int(self.outcome_E[self.leading])
                 action = torch.full_like(last, aim if aim >= 0 else min(model.vocabulary.engaging))
                 h_BD = model.decode(model.tokens(e_BED[:, self.leading], action, surface, now, now), cache)
-        e_BED = torch.cat(emitted, 1)
-        fetch = k + max((len(s) for s in seen), default=0)
-        scores, found = self.search(e_BED.flatten(0, 1).numpy(), fetch)
-        scores = scores.reshape(*e_BED.shape[:2], -1)
-        found = found.reshape(scores.shape)
         shares = np.tile(self.share_E / steps, steps)
-        return [self._merge(found[b], seen[b], shares, k) for b in range(len(rows))]
+        return [self._merge(own, shares, k) for own in self._unseen(torch.cat(emitted, 1).numpy(), seen, k)]
+
+    def _unseen(
+        self, e_BED: NDArray[np.float32], seen: list[NDArray[np.int64]], k: int
+    ) -> list[list[NDArray[np.int64]]]:
+        """For each row of the batch and each embedding the best rows of the catalogue, k if there are, none seen.
+
+        Few users have seen much of what is best for them: only for those is it searched as deep as might be needed.
+        """
+        lists: list[list[NDArray[np.int64]]] = [[] for _ in seen]
+        short = list(range(len(seen)))
+        deepest = k + max((len(rows) for rows in seen), default=0)
+        for fetch in sorted({min(k + _SPARE, deepest), deepest}):
+            if not short:
+                break
+            _, found = self.search(np.concatenate([e_BED[b] for b in short]), fetch)
+            found_BEK, searched, short = found.reshape(len(short), e_BED.shape[1], -1), short, []
+            for b, found_EK in zip(searched, found_BEK, strict=True):
+                may_EK = (found_EK >= 0) & ~np.isin(found_EK, seen[b])
+                lists[b] = [row[may] for row, may in zip(found_EK, may_EK, strict=True)]
+                if fetch < k + len(seen[b]) and int(may_EK.sum(1).min()) < k:
+                    short.append(b)
+        return lists
 
     @staticmethod
     def _merge(
-        found_EK: NDArray[np.int64], seen: NDArray[np.int64], shares: NDArray[np.float64], k: int
+        own: list[NDArray[np.int64]], shares: NDArray[np.float64], k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Divide k places by share: each goes to the embedding that is furthest behind its share."""
-        own = [row[(row >= 0) & ~np.isin(row, seen)] for row in found_EK]
         taken: list[int] = []
         used, at = np.zeros(len(own)), np.zeros(len(own), np.int64)
         open_ = np.array([len(row) > 0 for row in own])

@@ -319,7 +319,10 @@ class Learner:
                 torch.searchsorted(pool_P, positive_MA[:, 0].contiguous()),
                 1 / self.model.temperature,
             )
-        hit_MP = (positive_MA[:, :, None] == pool_P).any(1)
+        place_U = torch.full((len(vectors_UD) + 1,), len(pool_P))  # the last is that of -1
+        place_U[pool_P] = torch.arange(len(pool_P))
+        hit_MP = torch.zeros(len(e_MD), len(pool_P) + 1, dtype=torch.bool).scatter_(1, place_U[positive_MA], True)
+        hit_MP = hit_MP[:, :-1]
         return sampled_softmax(
             e_MD, positive_MAD, admissible_MA, vectors_UD[pool_P], log_weight_P, hit_MP, self.model.temperature
         ).mean()
