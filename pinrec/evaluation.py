@@ -111,9 +111,11 @@ def prequential(
     """
     before = events.before(since_row)
     popularity = popularity or Popularity.of(before, catalogue, model.vocabulary)
-    windows, subjects = Windows(events, model.vocabulary), Subjects(events, catalogue, model.config)
-    cases = _cases(windows, events, catalogue, model, since_row, only, max_users, seed, among)
     lists = _Lists(model, search or exact_search(table), mode, outcomes or outcome_shares(before, model.vocabulary))
+    counts = _counted(events, catalogue, model.vocabulary, since_row, only, among)
+    events, since_row, counts = _of_some_users(events, since_row, counts, max_users, seed)
+    windows, subjects = Windows(events, model.vocabulary), Subjects(events, catalogue, model.config)
+    cases = _cases(windows, events, catalogue, model, since_row, counts)
     popular = popularity.top(None, len(popularity.ranked[-1]))
     hits, hits_unordered, hits_popular, retrieved = [], [], [], []
     for at in range(0, len(cases.length_B), BATCH):
@@ -141,29 +143,53 @@ def prequential(
     }
 
 
+def _counted(
+    events: EventColumns,
+    catalogue: Catalogue,
+    vocabulary: Vocabulary,
+    since_row: int,
+    only: str | None,
+    among: NDArray[np.uint64] | None,
+) -> NDArray[np.bool_]:
+    """bool[n]: which of the events may give targets."""
+    new = events.at(np.arange(since_row, len(events)))
+    may = new.engaged(vocabulary) & (catalogue.rows(new.item_hash) >= 0)
+    if among is not None:
+        may &= np.isin(new.item_hash, among)
+    if only is not None:
+        may &= new.action == vocabulary.action_index[only]
+    counts = np.zeros(len(events), np.bool_)
+    counts[since_row:] = may
+    return counts
+
+
+def _of_some_users(
+    events: EventColumns, since_row: int, counts: NDArray[np.bool_], max_users: int, seed: int
+) -> tuple[EventColumns, int, NDArray[np.bool_]]:
+    """Events, row and counts of the users to be tested alone: what the others did is nothing to them."""
+    users = np.unique(events.user[counts])
+    if len(users) > max_users:
+        users = np.sort(np.random.default_rng(seed).choice(users, max_users, replace=False))
+    tested = np.zeros(len(events.user_ids), np.bool_)
+    tested[users] = True
+    rows = np.flatnonzero(tested[events.user])
+    return events.at(rows), int(np.searchsorted(rows, since_row)), counts[rows]
+
+
 def _cases(
     windows: Windows,
     events: EventColumns,
     catalogue: Catalogue,
     model: PinRecModel,
     since_row: int,
-    only: str | None,
-    max_users: int,
-    seed: int,
-    among: NDArray[np.uint64] | None,
+    counts_n: NDArray[np.bool_],
 ) -> Cases:
     config, vocabulary = model.config, model.vocabulary
     row_of = catalogue.rows(events.item_hash[windows.order])
     row_of[events.is_query[windows.order]] = -1
     engaged = events.engaged(vocabulary)[windows.order] & (windows.order >= since_row)
-    counts = engaged & (row_of >= 0)
-    if among is not None:
-        counts &= np.isin(events.item_hash[windows.order], among)
-    if only is not None:
-        counts &= windows.action == vocabulary.action_index[only]
+    counts = counts_n[windows.order]
     users = np.unique(windows.user[counts])
-    if len(users) > max_users:
-        users = np.sort(np.random.default_rng(seed).choice(users, max_users, replace=False))
     spans, targets, seen, cold = [], [], [], 0
     for user in users:
         start, end = int(windows.start[user]), int(windows.end[user])

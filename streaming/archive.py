@@ -120,6 +120,7 @@ class Archive:
         self.folder = Path(folder)
         self._clock = clock
         self._purged: set[tuple[str, int, int]] = set()
+        self._deleted: dict[Path, list[dict[str, Any]]] = {}
 
     def write(self, topic: str, rows: RowBuffer) -> Path:
         """Write the buffer as one file that covers [rows.first, rows.next). Durable when it returns."""
@@ -206,11 +207,16 @@ class Archive:
             the number of rows taken away.
         """
         spans = [span for span in self._spans() if not span.lost]
+        # A file does not change but by a purge, so each is opened for this once, however long the archive grows.
+        known_files, self._deleted = self._deleted, {}
         deletions: dict[tuple[str, int], dict[str, int]] = {}
         old: set[tuple[str, int, int]] = set()
         for span in spans:
-            rows = _load(span.path, ["offset", "user_id", "arrived"], pc.field("deleted"))
-            for row in rows.to_pylist():
+            rows = known_files.get(span.path)
+            if rows is None:
+                rows = _load(span.path, ["offset", "user_id", "arrived"], pc.field("deleted")).to_pylist()
+            self._deleted[span.path] = rows
+            for row in rows:
                 last = deletions.setdefault((span.topic, span.partition), {})
                 last[row["user_id"]] = max(row["offset"], last.get(row["user_id"], -1))
                 if row["arrived"] < self._clock() - keep_deletions_s:
@@ -224,6 +230,9 @@ class Archive:
             if any(span.first <= offset for offset in last.values()):
                 removed += self._purge_file(span, last, old)
         self._purged = known - old
+        for span in spans:
+            if any((span.topic, span.partition, row["offset"]) in old for row in self._deleted[span.path]):
+                del self._deleted[span.path]  # by now it holds them no more
         self._sweep()
         return removed
 

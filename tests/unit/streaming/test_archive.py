@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+import streaming.archive as archive_module
 from streaming.archive import Archive, ArchiveError, RowBuffer
 
 TOPIC = "pinrec.events"
@@ -156,6 +157,28 @@ def test_a_purge_takes_deleted_users_off_the_disk(tmp_path: Path) -> None:
     assert archive.purge(keep_deletions_s=50) == 3
     assert archive.deletions() == []
     assert archive.read().equals(before)
+
+
+def test_a_purge_opens_only_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the archive has grown, the deletions in it are looked for once."""
+    archive, opened = Archive(tmp_path, clock=lambda: NOON + 100), []
+    load = archive_module._load
+    monkeypatch.setattr(archive_module, "_load", lambda path, *args: opened.append(path) or load(path, *args))
+    for first in range(0, 90, 9):
+        archive.write(TOPIC, rows(0, first, first + 9))
+    archive.purge()
+    assert len(opened) == 10
+    archive.write(TOPIC, rows(0, 90, 99))
+    opened.clear()
+    archive.purge()
+    assert len(opened) == 1
+    archive.write(TOPIC, rows(0, 99, 108, deleted={102: "u0-1"}))
+    assert archive.purge() == 34, "a deletion reaches files that were looked at before"
+    assert archive.purge(keep_deletions_s=-50) == 0
+    assert archive.deletions() == []
+    opened.clear()
+    assert archive.purge(keep_deletions_s=-50) == 0
+    assert len(opened) == 1, "the file that held the deletion is another now"
 
 
 def test_several_topics_are_not_mixed_by_accident(tmp_path: Path) -> None:
