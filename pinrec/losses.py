@@ -3,6 +3,7 @@
 Shapes: M predictions, A admissible positives of each, P items of the shared pool, N items of the catalogue, D width.
 """
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 EXACT_BLOCK: Final = 256  # predictions whose scores of all items fit the cache
+SAMPLED_BLOCK: Final = 256  # the same for a pool of negatives
 EXCLUDED: Final = -1e4  # as good as minus infinity, and faster: exp takes its slow path for infinities
 
 
@@ -39,9 +41,47 @@ def sampled_softmax(
     """
     score_MA = torch.einsum("md,mad->ma", e_MD, positive_MAD) / temperature
     best_M = score_MA.masked_fill(~admissible_MA, -torch.inf).amax(1)
-    negative_MP = torch.addmm(log_weight_P.expand(len(e_MD), -1), e_MD / temperature, pool_PD.T)
-    others_M = negative_MP.masked_fill(hit_MP, EXCLUDED).logsumexp(1)
+    others_M: Tensor = _LogSumExp.apply(e_MD / temperature, pool_PD, log_weight_P, hit_MP)  # type: ignore[no-untyped-call]
     return F.softplus(others_M - best_M)
+
+
+class _LogSumExp(torch.autograd.Function):
+    """log of the sum over the pool of exp(<e, x_p> + log w_p), hits left out, float32[M].
+
+    The M x P scores are never all in memory, and none is kept: the backward pass makes those of a block again, while
+    they are in the processor's cache. To make them twice costs less than to write and read them once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, e_MD: Tensor, pool_PD: Tensor, log_weight_P: Tensor, hit_MP: Tensor) -> Tensor:
+        sum_M = e_MD.new_empty(len(e_MD))
+        for rows in _blocks(e_MD):
+            score = _scores(e_MD[rows], pool_PD, log_weight_P, hit_MP[rows])
+            largest = score.amax(1, keepdim=True)
+            sum_M[rows] = score.sub_(largest).exp_().sum(1).log_().add_(largest[:, 0])
+        ctx.save_for_backward(e_MD, pool_PD, log_weight_P, hit_MP, sum_M)
+        return sum_M
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        e_MD, pool_PD, log_weight_P, hit_MP, sum_M = ctx.saved_tensors
+        by_e, by_pool = torch.empty_like(e_MD), torch.zeros_like(pool_PD)
+        for rows in _blocks(e_MD):
+            share = _scores(e_MD[rows], pool_PD, log_weight_P, hit_MP[rows]).sub_(sum_M[rows, None]).exp_()
+            share.mul_(upstream[0][rows, None])
+            torch.mm(share, pool_PD, out=by_e[rows])
+            by_pool.addmm_(share.T, e_MD[rows])
+        return by_e, by_pool, None, None
+
+
+def _blocks(e_MD: Tensor) -> Iterator[slice]:
+    """Predictions to be looked at together; a GPU has them all at once."""
+    size = max(1, len(e_MD)) if e_MD.is_cuda else SAMPLED_BLOCK
+    return (slice(at, at + size) for at in range(0, len(e_MD), size))
+
+
+def _scores(e_BD: Tensor, pool_PD: Tensor, log_weight_P: Tensor, hit_BP: Tensor) -> Tensor:
+    return torch.addmm(log_weight_P, e_BD, pool_PD.T).masked_fill_(hit_BP, EXCLUDED)
 
 
 def refused_softmax(

@@ -76,3 +76,25 @@ def test_low_precision_changes_the_exact_softmax_by_its_rounding_only():
     e, items, target = unit(300, 32), unit(100, 32), torch.randint(0, 100, (300,))
     exact, rounded = (exact_softmax(e, items, target, 20.0, low) for low in (False, True))
     assert abs(exact - rounded) < 0.01 * exact
+
+
+def test_the_gradient_of_the_sampled_softmax_is_that_of_the_plain_formula():
+    """Over several blocks of predictions, to whatever has a gradient."""
+    torch.manual_seed(4)
+    count, pool_size, width = 600, 33, 8
+    hit = torch.rand(count, pool_size) < 0.1
+    weight, upstream = torch.randn(pool_size), torch.rand(count)
+    leaves = [unit(count, width), unit(count, 1, width), unit(pool_size, width), torch.tensor(0.1)]
+    gradients = []
+    for plain in (False, True):
+        e, positive, pool, temperature = (leaf.clone().requires_grad_() for leaf in leaves)
+        if plain:
+            score = (e @ pool.T / temperature + weight).masked_fill(hit, -torch.inf)
+            best = (e * positive[:, 0]).sum(1) / temperature
+            each = torch.cat((best[:, None], score), 1).logsumexp(1) - best
+        else:
+            each = sampled_softmax(e, positive, torch.ones(count, 1, dtype=torch.bool), pool, weight, hit, temperature)
+        (each * upstream).sum().backward()
+        gradients.append([each.detach(), e.grad, positive.grad, pool.grad, temperature.grad])
+    for got, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
