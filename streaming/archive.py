@@ -10,6 +10,9 @@ before it was archived is marked by an empty file whose name ends in `.lost.parq
 
 A deletion of a user is a row whose `deleted` is true; a reader leaves out what the user did
 before it, and `purge` takes those rows off the disk.
+
+Writers leave a file every few seconds. `merge` makes one of those of an hour that is over, and later one of a day's:
+it lies in the folder of the first, and readers that see it beside its parts read each offset once all the same.
 """
 
 import contextlib
@@ -57,6 +60,11 @@ _REPEATED: Final = ["user_id", "item_id", "action", "surface", "item_type", "que
 _TRIES: Final = 5
 _KEEP_DELETIONS_S: Final = 86_400.0
 _ABANDONED_S: Final = 3_600.0
+_OVER_S: Final = 600.0
+"""So long after an hour, or a day, its files are merged."""
+_MERGED_AT_ONCE: Final = 1_000
+_MERGED_ROWS: Final = 250_000
+"""Offsets that a merged file covers, at most: it is in memory while it is made."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -236,6 +244,44 @@ class Archive:
         self._sweep()
         return removed
 
+    def merge(self) -> int:
+        """Make few files of the many that lie next to each other: one of each hour that is over, then one of each day.
+
+        For one process at a time. A large backlog takes several calls, as who merges has other things to do.
+
+        Returns:
+            the number of files that there are less.
+        """
+        now = time.gmtime(self._clock() - _OVER_S)
+        today, this_hour = time.strftime("date=%Y-%m-%d", now), time.strftime("hour=%H", now)
+        runs: dict[tuple[str, int, str, str], list[Span]] = {}
+        for span in self._spans():
+            date, hour = span.path.parts[-3:-1]
+            if not span.lost and (date, hour) < (today, this_hour):
+                runs.setdefault((span.topic, span.partition, date, hour if date == today else ""), []).append(span)
+        gone = 0
+        for part in (part for run in runs.values() for part in _side_by_side(run)):
+            gone += self._merge(part)
+            if gone >= _MERGED_AT_ONCE:
+                break
+        return gone
+
+    def _merge(self, spans: Sequence[Span]) -> int:
+        """Write the rows of a run of files as one, then take the files away."""
+        end = spans[0].first
+        tables: list[pa.Table] = []
+        for span in spans:
+            if span.next > end or not tables:
+                table = _load(span.path)
+                tables.append(table.filter(pc.field("offset") >= end))
+                end = max(end, span.next)
+        path = spans[0].path.with_name(_name(spans[0].topic, spans[0].partition, spans[0].first, end))
+        _write_aside(pa.concat_tables(tables), path)
+        for span in spans:
+            if span.path != path:
+                span.path.unlink(missing_ok=True)
+        return len(spans) - 1
+
     def _sweep(self) -> None:
         """Take away what a killed writer left half written."""
         for path in self.folder.glob("date=*/hour=*/.*.parquet.*"):
@@ -263,12 +309,17 @@ class Archive:
         now = time.gmtime(self._clock())
         folder = self.folder / time.strftime("date=%Y-%m-%d", now) / time.strftime("hour=%H", now)
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{topic}-{partition:05d}-{first:020d}-{next_offset:020d}{mark}.parquet"
+        path = folder / _name(topic, partition, first, next_offset, mark)
         _write_aside(table, path)
         return path
 
     def _spans(self) -> list[Span]:
-        return sorted(self._files())
+        """The files, by partition and offset."""
+        # Folders are listed one after the other: files of one may go while those that hold their rows come in another.
+        found = sorted(self._files())
+        while (again := sorted(self._files())) != found:
+            found = again
+        return found
 
     def _files(self) -> Iterator[Span]:
         for path in self.folder.glob("date=*/hour=*/*.parquet"):
@@ -301,6 +352,25 @@ class Archive:
                 table = table.filter(pc.field("offset") >= start)
             tables.append(table)
         return pa.concat_tables(tables)
+
+
+def _name(topic: str, partition: int, first: int, next_offset: int, mark: str = "") -> str:
+    return f"{topic}-{partition:05d}-{first:020d}-{next_offset:020d}{mark}.parquet"
+
+
+def _side_by_side(spans: Sequence[Span]) -> Iterator[list[Span]]:
+    """Runs of at least two files without a gap between them, of no more offsets together than a file is to cover."""
+    run: list[Span] = []
+    end = 0
+    for span in sorted(spans):
+        if run and (span.first > end or max(end, span.next) - run[0].first > _MERGED_ROWS):
+            if len(run) > 1:
+                yield run
+            run = []
+        run.append(span)
+        end = max(end, span.next) if len(run) > 1 else span.next
+    if len(run) > 1:
+        yield run
 
 
 def _load(path: Path, columns: Sequence[str] | None = None, rows: pc.Expression | None = None) -> pa.Table:

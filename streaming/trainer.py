@@ -15,8 +15,9 @@ from pinrec.bundle import Bundle, BundleError, OtherFormatError, read_learner, r
 from pinrec.config import GateSettings, GenerationConfig, ModelConfig, TrainingConfig, Vocabulary
 from pinrec.evaluation import outcome_shares, prequential
 from pinrec.items import Catalogue
+from pinrec.parallel import Group
 from pinrec.popularity import Popularity
-from pinrec.training import Learner
+from pinrec.training import FitResult, Learner
 from pinrec.verdicts import Refusal
 from pinrec.versions import RegistryError
 from streaming.archive import Archive, ArchiveError
@@ -28,6 +29,7 @@ from streaming.registry_of import registry_of
 from streaming.schema import EventCodec, ModelAnnouncement
 from streaming.trainer_status import TrainerStatus
 from streaming.training_catalogue import TrainingCatalogue
+from streaming.training_crew import Crew, Order
 from streaming.training_log import Reach, RoundEvents, Standing, TrainingLog
 from streaming.watch import Watch
 
@@ -51,6 +53,12 @@ class Trainer:
 
     The catalogue is what the items topic says. Where that topic is empty, as with a bare log of
     events, it is the items that the events name.
+
+    Several processes can make each fit together, with a batch as many times larger: each has a trainer of its own over
+    the same state folder, and calls `run`. Rank 0 does all that is not a fit.
+
+    Args:
+        group: those processes (`streaming.training_crew`); None = this one trains alone.
     """
 
     def __init__(
@@ -66,7 +74,9 @@ class Trainer:
         gate: GateSettings | None = None,
         pinned: str | None = None,
         split: Collection[str] = (),
+        group: Group | None = None,
     ) -> None:
+        self._crew = Crew(group)
         self._kafka, self._vocabulary, self._settings, self._pinned = kafka, vocabulary, trainer, pinned
         self._model, self._training, self._generation = model, training, generation
         self._archive, self._registry = Archive(state.archive), registry_of(state)
@@ -104,9 +114,18 @@ class Trainer:
     def run(self, stop: threading.Event) -> None:
         """Train until told to stop. A round that fails is noted, and the next one tried.
 
-        Only one trainer of a state folder trains; another one waits until that ends, and says so.
+        Only one trainer of a state folder trains; another one waits until that ends, and says so. In a group it is
+        rank 0 that is told to stop; the others return when it does.
         """
+        if self._crew.rank:
+            self.help()
+            return
+        self._run(stop)
+        self._crew.dismiss()  # after an error the others may be within a step, and end with this process
+
+    def _run(self, stop: threading.Event) -> None:
         while not self.lead():
+            self._crew.idle()
             self._note(phase="standing by", error=self.rival)
             if stop.wait(_LEAD_EVERY_S):
                 return
@@ -125,11 +144,37 @@ class Trainer:
                 except (OSError, RegistryError, BundleError, TimeoutError, ValueError) as error:
                     log.exception("a training round failed")
                     self._note(phase="idle", error=f"{type(error).__name__}: {error}")
+                self._crew.idle()
                 # Before the first model every second counts; afterwards the interval is from start to start.
                 pause = self._settings.interval_s if self._status.version or self._status.refused else 1.0
                 stop.wait(max(0.0, began + pause - time.monotonic()))
         finally:
             self.resign()
+
+    def help(self) -> None:
+        """Make the fits of the group's leader with it, until it needs no more help. Nothing is written."""
+        while (order := self._crew.order()) is not None:
+            shared = self._shared(order)
+            if self._crew.all_ready(shared is not None) and shared is not None:
+                self._note(phase="training", step=0, steps=order.steps, events=len(shared[0].events))
+                self._fit(*shared, order)
+            self._note(phase="idle")
+
+    def _shared(self, order: Order) -> tuple[RoundEvents, Catalogue] | None:
+        """What a round is made of, from the disk, with the learner as it is before it; None where that is not there."""
+        try:
+            self._folder = TrainerFolder(self._folder.folder)  # which remembers no catalogue
+            self._published = self._folder.published()
+            self._restore()
+            self._log.update()
+            plan, catalogue = self._folder.plan(order.round, self._model), self._folder.catalogue(self._model)
+            work = self._log.round(self._standing, plan.until) if plan else None
+        except (OSError, ValueError, ArchiveError) as error:
+            log.warning("round %d cannot be helped with: %s", order.round, error)
+            return None
+        if work is None or catalogue is None or not order.is_for(work, self._learner.step):
+            return None
+        return work, catalogue
 
     def lead(self) -> bool:
         """Become the one trainer of this state folder; False while another one is. Before `resume`."""
@@ -232,9 +277,10 @@ class Trainer:
         first = self._learner.fits == 0
         steps = self._steps(first, new)
         self._note(phase="training", step=0, steps=steps)
-        since_row = 0 if first else work.since
         try:
-            fit = self._learner.fit(work.events.before(work.held), catalogue, steps, self._progress, since_row)
+            order = Order.of(work, 0 if first else work.since, steps, self._learner.step)
+            self._crew.begin(order)
+            fit = self._fit(work, catalogue, order)
         except BaseException:
             self._restore()  # half a round is nothing to go on from
             raise
@@ -244,11 +290,21 @@ class Trainer:
         self._standing, self._unsaved = work.after, True
         self._save()
 
+    def _fit(self, work: RoundEvents, catalogue: Catalogue, order: Order) -> FitResult:
+        events, group = work.events.before(work.held), self._crew.group
+        try:
+            return self._learner.fit(events, catalogue, order.steps, self._progress, order.since_row, group=group)
+        except Exception as error:
+            if group is None:
+                raise
+            # The others wait within a step: only the end of this process tells them, and a restart makes it good.
+            raise RuntimeError("a fit of several processes failed; start all of them again") from error
+
     def _steps(self, first: bool, new: int) -> int:
         if first:
             return self._training.initial_steps
         # About two passes over the new events; more would learn the last minutes by heart.
-        per_step = self._training.batch_users * 4 * (1 - self._training.replay_share)
+        per_step = self._crew.ranks * self._training.batch_users * 4 * (1 - self._training.replay_share)
         return max(1, min(self._training.round_steps, int(2 * new / per_step)))
 
     def _publish(self, work: RoundEvents, catalogue: Catalogue, as_of: dict[int, int]) -> str | None:
@@ -274,6 +330,7 @@ class Trainer:
         self._announce(decision.version, manifest.trained_until, manifest.metrics)
         self._prune()
         self._archive.purge()
+        self._archive.merge()
         return decision.version
 
     def _offer(
@@ -314,6 +371,7 @@ class Trainer:
         self._follow()
         self._prune()
         self._archive.purge()
+        self._archive.merge()
 
     def _prune(self) -> None:
         if not self._watch.looked:  # after a restart, what may be gone back to is not known yet

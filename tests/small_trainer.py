@@ -37,7 +37,7 @@ def without_kafka(set_attribute=setattr):
     set_attribute(streaming.training_catalogue, "CatalogueView", EmptyTopic)
 
 
-def new_trainer(state, model=MODEL, training=TRAINING, pinned=None, split=(), **settings):
+def new_trainer(state, model=MODEL, training=TRAINING, pinned=None, split=(), group=None, **settings):
     """One that has not resumed."""
     torch.set_num_threads(1)
     return Trainer(
@@ -50,6 +50,7 @@ def new_trainer(state, model=MODEL, training=TRAINING, pinned=None, split=(), **
         trainer=TrainerSettings(**{"min_events": 10, "holdout_share": 0.3, "holdout_events": 10} | settings),
         pinned=pinned,
         split=split,
+        group=group,
     )
 
 

@@ -1,6 +1,7 @@
 """The archive: every offset once, gaps visible, deleted users gone."""
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,74 @@ def test_a_purge_opens_only_what_is_new(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(opened) == 1, "the file that held the deletion is another now"
 
 
+HOUR = 3_600.0
+
+
+def files(folder: Path) -> list[tuple[str, int, int, int]]:
+    """(hour, partition, first, next) of each file."""
+    found = []
+    for path in sorted(folder.rglob("*.parquet")):
+        _, partition, first, end = path.name.split(".parquet")[0].removesuffix(".lost").rsplit("-", 3)
+        found.append((path.parent.name, int(partition), int(first), int(end)))
+    return found
+
+
+def test_the_files_of_an_hour_that_is_over_become_one_and_later_those_of_a_day(tmp_path: Path) -> None:
+    now = [NOON]
+    archive = Archive(tmp_path, clock=lambda: now[0])
+    for first in range(0, 60, 10):
+        archive.write(TOPIC, rows(0, first, first + 10))
+        archive.write(TOPIC, rows(1, first, first + 10))
+    now[0] = NOON + HOUR
+    archive.write(TOPIC, rows(0, 60, 70))
+    archive.write(TOPIC, rows(0, 70, 80, deleted={75: "u0-1"}))
+    before = archive.read()
+    assert archive.merge() == 10
+    assert files(tmp_path) == [
+        ("hour=22", 0, 0, 60), ("hour=22", 1, 0, 60), ("hour=23", 0, 60, 70), ("hour=23", 0, 70, 80),
+    ]  # fmt: skip
+    assert archive.merge() == 0, "this hour's are left alone"
+    now[0] = NOON + 4 * HOUR
+    assert archive.merge() == 2
+    assert files(tmp_path) == [("hour=22", 0, 0, 80), ("hour=22", 1, 0, 60)]
+    assert archive.read().equals(before)
+    assert archive.positions(TOPIC) == {0: 80, 1: 60}
+    assert archive.deletions() == ["u0-1"]
+
+
+def test_files_with_a_gap_between_them_stay_apart(tmp_path: Path) -> None:
+    archive = Archive(tmp_path, clock=lambda: NOON)
+    for first in (0, 10, 30, 40):
+        archive.write(TOPIC, rows(0, first, first + 10))
+    archive.mark_lost(TOPIC, 0, 20, 25)
+    gaps = archive.gaps()
+    assert Archive(tmp_path, clock=lambda: NOON + 48 * HOUR).merge() == 2
+    assert archive.gaps() == gaps
+    assert [(first, end) for _, _, first, end in files(tmp_path) if first != 20] == [(0, 20), (30, 50)]
+
+
+def test_a_merged_file_covers_no_more_than_fits_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive_module, "_MERGED_ROWS", 25)
+    archive = Archive(tmp_path, clock=lambda: NOON)
+    for first in range(0, 60, 10):
+        archive.write(TOPIC, rows(0, first, first + 10))
+    late = Archive(tmp_path, clock=lambda: NOON + 48 * HOUR)
+    assert late.merge() == 3
+    assert [(first, end) for _, _, first, end in files(tmp_path)] == [(0, 20), (20, 40), (40, 60)]
+    assert late.merge() == 0
+
+
+def test_what_a_killed_merge_left_is_read_once_and_taken_away_by_the_next(tmp_path: Path) -> None:
+    archive = Archive(tmp_path, clock=lambda: NOON)
+    archive.write(TOPIC, rows(0, 0, 10))
+    archive.write(TOPIC, rows(0, 10, 20))
+    archive.write(TOPIC, rows(0, 0, 20))  # the merged one, beside its parts
+    assert offsets(archive) == list(range(20))
+    assert Archive(tmp_path, clock=lambda: NOON + HOUR).merge() == 2
+    assert offsets(archive) == list(range(20))
+    assert files(tmp_path) == [("hour=22", 0, 0, 20)]
+
+
 def test_several_topics_are_not_mixed_by_accident(tmp_path: Path) -> None:
     archive = Archive(tmp_path)
     archive.write("a-b", rows(0, 0, 5))
@@ -191,7 +260,7 @@ def test_several_topics_are_not_mixed_by_accident(tmp_path: Path) -> None:
     assert archive.position("c", 0) == 7
 
 
-def test_a_reader_never_fails_while_files_are_written_and_purged(tmp_path: Path) -> None:
+def test_a_reader_never_fails_while_files_are_written_purged_and_merged(tmp_path: Path) -> None:
     archive = Archive(tmp_path)
     archive.write(TOPIC, rows(0, 0, 50))
     done = threading.Event()
@@ -207,10 +276,12 @@ def test_a_reader_never_fails_while_files_are_written_and_purged(tmp_path: Path)
 
     reader = threading.Thread(target=read)
     reader.start()
+    late = Archive(tmp_path, clock=lambda: time.time() + 2 * HOUR)
     for first in range(50, 800, 50):
         archive.write(TOPIC, rows(0, first, first + 50))
         archive.write(TOPIC, rows(0, first, first + 50))
         archive.purge()
+        late.merge()
     archive.write(TOPIC, rows(0, 800, 801, deleted={800: "u0-0"}))
     archive.purge()
     done.set()
