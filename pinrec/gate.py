@@ -3,16 +3,19 @@
 Each check that fails is a `Refusal` with its figure and its bound:
 
 index             share of the exact best 100 that the index finds, as measured when it was built
-recall            of the candidate on new events, before it was trained on them, against the serving version's
+recall            of the candidate on new events, before it was trained on them, against the serving version's; less
+                  what it may lose, and what chance may take away
 earlier_recall    the same on events from before the round: what a round of bad events destroys shows there, as
                   nothing predicts those themselves
 diversity         distinct items in the lists of a fixed sample of users, against those of the serving version
 item_share        share of these lists that the most frequent item is in
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Final
 
 import numpy as np
@@ -94,8 +97,14 @@ def _recall(
     if serving is None or candidate is None or count < limits.recall_events:
         passed_over.append(f"{check}: {count:.0f} events predicted by both versions, {limits.recall_events} are needed")
         return
-    if candidate < (bound := serving * (1 - limits.recall_drop)):
-        message = f"recall@10 on {count:.0f} events is worse than the serving version's {serving:.4g}"
+    # What chance may take away is no loss: of a recall of some thousandths a few hits decide. As of two samples of
+    # targets; both versions have the same ones, so chance takes less, and the bound is rather too low than too high.
+    chance = NormalDist().inv_cdf(limits.recall_confidence) * math.sqrt((serving + candidate) / count)
+    if candidate < (bound := serving * (1 - limits.recall_drop) - chance):
+        message = (
+            f"recall@10 on {count:.0f} events is worse than the serving version's {serving:.4g}, by more than "
+            f"{limits.recall_drop:.0%} and chance"
+        )
         refusals.append(Refusal(check=check, figure=candidate, bound=bound, message=message))
 
 

@@ -38,12 +38,12 @@ def with_figures(bundle, **changed):
 SERVING = small_bundle()
 
 
-def judged(bundle, histories, serving=SERVING):
-    return judge(bundle, serving, histories, LIMITS, GenerationConfig())
+def judged(bundle, histories, serving=SERVING, limits=LIMITS):
+    return judge(bundle, serving, histories, limits, GenerationConfig())
 
 
-def refused(bundle, histories):
-    judgement = judged(bundle, histories)
+def refused(bundle, histories, limits=LIMITS):
+    judgement = judged(bundle, histories, limits=limits)
     return {refusal.check: refusal for refusal in judgement.refusals}
 
 
@@ -56,10 +56,22 @@ def test_a_good_candidate_passes_every_check(bundle, histories):
 def test_a_candidate_that_predicts_worse_than_the_serving_version_is_refused(bundle, histories, check):
     name = f"candidate_{check}@10"
     serving = FIGURES[f"{check}@10"]
-    assert not refused(with_figures(bundle, **{name: serving * 0.91}), histories), "within the margin"
-    worse = refused(with_figures(bundle, **{name: serving * 0.89}), histories)
+    certain = LIMITS.model_copy(update={"recall_confidence": 0.5})
+    assert not refused(with_figures(bundle, **{name: serving * 0.91}), histories, certain), "within the margin"
+    worse = refused(with_figures(bundle, **{name: serving * 0.89}), histories, certain)
     assert list(worse) == [check]
     assert (worse[check].figure, worse[check].bound) == pytest.approx((serving * 0.89, serving * 0.9))
+    assert list(refused(with_figures(bundle, **{name: serving * 0.7}), histories)) == [check]
+
+
+@pytest.mark.parametrize("check", ["recall", "earlier_recall"])
+def test_a_few_hits_less_are_no_loss(bundle, histories, check):
+    """Of nine hundred targets one version has three and the other one: either may be the better one."""
+    few = {f"{check}@10": 3 / 900, f"candidate_{check}@10": 1 / 900}
+    assert not refused(with_figures(bundle, **few), histories)
+    assert list(refused(with_figures(bundle, **few), histories, LIMITS.model_copy(update={"recall_confidence": 0.5})))
+    many = {f"{check}@10": 30 / 900, f"candidate_{check}@10": 10 / 900}
+    assert list(refused(with_figures(bundle, **many), histories)) == [check]
 
 
 @pytest.mark.parametrize(
