@@ -11,7 +11,7 @@ import torch
 from pinrec.bundle import Bundle
 from pinrec.config import GenerationConfig
 from pinrec.delta import Delta, View
-from pinrec.encoding import Encoder, from_scratch
+from pinrec.encoding import Encoder, Part, from_scratch
 from pinrec.generation import generate, popular, similar
 from pinrec.history import History
 from pinrec.requests import Candidate, GenerationRequest
@@ -19,6 +19,7 @@ from pinrec.states import UserStates
 from serving.api import RecommendationRequest, SimilarItem, SimilarItems
 from serving.config import ServingSettings
 from serving.problems import Problem
+from serving.timings import Timings
 from streaming.schema import Recommendation
 from streaming.stores.base import SequenceStore
 
@@ -72,10 +73,18 @@ class Answerer:
         store: histories.
         generation: how lists are made.
         serving: list length for events, when an answer counts as degraded, and memory for states of users.
+        timings: of the replica, where it counts them.
     """
 
-    def __init__(self, store: SequenceStore, generation: GenerationConfig, serving: ServingSettings) -> None:
+    def __init__(
+        self,
+        store: SequenceStore,
+        generation: GenerationConfig,
+        serving: ServingSettings,
+        timings: Timings | None = None,
+    ) -> None:
         self._store, self._generation, self._serving = store, generation, serving
+        self._timings = timings or Timings()
         self.store_error: str | None = None
         self.states = self._new_states()
         self._deletions = store.deletions(0).mark
@@ -92,11 +101,11 @@ class Answerer:
         Args:
             delta: what has happened to the catalogue since the bundle was made.
         """
-        return self._answer(View(bundle, delta), queries, users, self.states)
+        return self._answer(View(bundle, delta), queries, users, self.states, self._timings)
 
     def rehearse(self, bundle: Bundle, queries: Sequence[RecommendationRequest], delta: Delta | None = None) -> None:
         """Answer with a bundle that does not serve yet; nothing is kept. May run in another thread."""
-        self._answer(View(bundle, delta), queries, [], from_scratch)
+        self._answer(View(bundle, delta), queries, [], from_scratch, Timings())
 
     def similar(
         self, bundle: Bundle, item_id: str, k: int, categories: frozenset[str], delta: Delta | None = None
@@ -161,10 +170,17 @@ class Answerer:
         return UserStates(self._serving.states_mib << 20, getattr(torch, self._serving.states_dtype))
 
     def _answer(
-        self, view: View, queries: Sequence[RecommendationRequest], users: Sequence[str], encoder: Encoder
+        self,
+        view: View,
+        queries: Sequence[RecommendationRequest],
+        users: Sequence[str],
+        encoder: Encoder,
+        timings: Timings,
     ) -> tuple[list[Outcome], list[Outcome]]:
         requests = [*queries, *(RecommendationRequest(user_id=u, k=self._serving.event_k) for u in users)]
-        histories, as_of = self._read([request.user_id for request in requests])
+        timings.batch_size.add(len(requests))
+        with timings("read"):
+            histories, as_of = self._read([request.user_id for request in requests])
         now = time.time()
         staleness_ms = None if as_of is None else max(0.0, (now - as_of) * 1e3)
         degraded = staleness_ms is None or staleness_ms > self._serving.degraded_after_s * 1e3
@@ -184,11 +200,28 @@ class Answerer:
                 answers[i] = _answer(request, job, found, batch, i >= len(queries))
             else:
                 jobs[i] = job
-        lists = generate(view.bundle, list(jobs.values()), self._generation, encoder, view.delta) if jobs else []
+        lists = self._generate(view, list(jobs.values()), encoder, timings) if jobs else []
         for (i, job), candidates in zip(jobs.items(), lists, strict=True):
             answers[i] = _answer(requests[i], job, candidates, batch, i >= len(queries))
         done = [answers[i] for i in range(len(requests))]
         return done[: len(queries)], done[len(queries) :]
+
+    def _generate(
+        self, view: View, jobs: list[GenerationRequest], encoder: Encoder, timings: Timings
+    ) -> list[list[Candidate]]:
+        began, encoding_s = time.perf_counter(), 0.0
+
+        def timed(bundle: Bundle, requests: Sequence[GenerationRequest], /) -> list[Part]:
+            nonlocal encoding_s
+            since = time.perf_counter()
+            parts = encoder(bundle, requests)
+            encoding_s = time.perf_counter() - since
+            return parts
+
+        lists = generate(view.bundle, jobs, self._generation, timed, view.delta)
+        timings.add("encode", encoding_s)
+        timings.add("generate", time.perf_counter() - began - encoding_s)
+        return lists
 
     def _read(self, user_ids: list[str]) -> tuple[list[History | None], float | None]:
         try:

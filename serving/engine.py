@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -24,6 +25,7 @@ from serving.model_list import activate, models_of, rollback
 from serving.problems import Problem
 from serving.scheduler import Scheduler
 from serving.split import Split
+from serving.timings import Timings
 from streaming.process import keep_freed_memory
 from streaming.publisher import EventPublisher
 from streaming.registry_of import registry_of
@@ -60,7 +62,8 @@ class Engine:
             settings.state.map_gib,
             readonly=True,
         )
-        self._answerer = Answerer(self._store, settings.generation, settings.serving)
+        self._timings = Timings()
+        self._answerer = Answerer(self._store, settings.generation, settings.serving, self._timings)
         self._registry = registry_of(settings.state)
         self._items = LiveItems(settings.kafka, settings.serving.delta_items)
         self._items.start()
@@ -81,6 +84,7 @@ class Engine:
             settings.serving.max_batch,
             settings.serving.max_queue,
             settings.serving.deadline_s,
+            partial(self._timings.add, "wait"),
         )
         self._running: asyncio.Task[None] | None = None
         self._forgetting: asyncio.Task[None] | None = None
@@ -192,10 +196,13 @@ class Engine:
             "staleness_ms": staleness_ms,
             "queries_answered": self._answered,
             "lists_generated": self._generated,
+            "queries_refused": self._scheduler.refused,
             "lists_given_up": self._scheduler.given_up,
+            "lists_superseded": self._scheduler.superseded,
             "batches": self._batches,
             "waiting_queries": queries,
             "waiting_users": users,
+            **self._timings.report,
             "states": asdict(self._answerer.states.report),
             "items": asdict(self._items.report(self._live.bundle)),
         }
@@ -232,8 +239,8 @@ class Engine:
 
     def _answerer_of(self, share: float) -> Answerer:
         serving = self._settings.serving
-        states_mib = round(share * serving.states_mib)
-        return Answerer(self._store, self._settings.generation, serving.model_copy(update={"states_mib": states_mib}))
+        mine = serving.model_copy(update={"states_mib": round(share * serving.states_mib)})
+        return Answerer(self._store, self._settings.generation, mine, self._timings)
 
     def _rehearse(self, bundle: Bundle) -> None:
         # Without a context a user nobody knows gets what is popular, and the model would stay cold.
@@ -269,7 +276,8 @@ class Engine:
         return answers, lists
 
     async def _publish(self, lists: list[Outcome]) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._sender, self._send, lists)
+        with self._timings("publish"):
+            await asyncio.get_running_loop().run_in_executor(self._sender, self._send, lists)
         self._generated += len(lists)
 
     def _send(self, lists: list[Outcome]) -> None:

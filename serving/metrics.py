@@ -1,13 +1,20 @@
-"""The status as Prometheus metrics: few labels, one list of names."""
+"""The status as Prometheus metrics: few labels, one list of names.
+
+python -m serving.metrics    # docs/metrics.md again
+"""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, Metric, generate_latest
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
 
 from pinrec.versions import version_number
 from serving.api import Status
+from serving.timings import BATCH_BOUNDS, STAGE_BOUNDS_MS, STAGES, together
 
 METRICS: Final[dict[str, str]] = {
     "pinrec_ready": "1 when a model is live",
@@ -20,6 +27,8 @@ METRICS: Final[dict[str, str]] = {
     "pinrec_lag_events": "events in Kafka that are not applied yet, all partitions",
     "pinrec_queries_answered": "queries answered since start, all replicas",
     "pinrec_lists_generated": "lists made for new events since start, all replicas",
+    "pinrec_queries_refused": "queries answered with 503, as too many waited or they had waited too long, all replicas",
+    "pinrec_lists_superseded": "events that waited when the next one of their user came: one list is made for both",
     "pinrec_lists_given_up": "lists for new events that could not be made since start, all replicas; the log says why",
     "pinrec_waiting_queries": "queries that wait, all replicas",
     "pinrec_waiting_users": "users with new events that wait, all replicas",
@@ -51,7 +60,13 @@ VERSION_METRICS: Final[dict[str, str]] = {
     "pinrec_gate_bound": "what it had to reach",
 }
 """With the label `version`, and those of the gate with `check` too."""
+HISTOGRAMS: Final[dict[str, str]] = {
+    "pinrec_stage_ms": "how long a stage took since start, all replicas, ms",
+    "pinrec_batch_size": "queries and users with new events that were worked on together since start, all replicas",
+}
+"""The first with the label `stage`, one of `serving.timings.STAGES`."""
 _VERSIONS: Final = 5
+_PAGE: Final = Path(__file__).parents[1] / "docs" / "metrics.md"
 
 
 def render(status: Status) -> str:
@@ -70,6 +85,8 @@ def render(status: Status) -> str:
         "pinrec_lag_events": _sum(status.ingestors, "lag"),
         "pinrec_queries_answered": _sum(replicas, "queries_answered"),
         "pinrec_lists_generated": _sum(replicas, "lists_generated"),
+        "pinrec_queries_refused": _sum(replicas, "queries_refused"),
+        "pinrec_lists_superseded": _sum(replicas, "lists_superseded"),
         "pinrec_lists_given_up": _sum(replicas, "lists_given_up"),
         "pinrec_waiting_queries": _sum(replicas, "waiting_queries"),
         "pinrec_waiting_users": _sum(replicas, "waiting_users"),
@@ -97,7 +114,25 @@ def render(status: Status) -> str:
     for name, meaning in METRICS.items():
         Gauge(name, meaning, registry=registry).set(values[name])
     _by_version(registry, trainer)
+    registry.register(_Histograms(replicas))
     return generate_latest(registry).decode()
+
+
+class _Histograms(Collector):
+    """Histograms that were counted elsewhere."""
+
+    def __init__(self, replicas: Sequence[dict[str, Any]]) -> None:
+        self._replicas = replicas
+
+    def collect(self) -> Iterator[Metric]:
+        stages, batches = (
+            HistogramMetricFamily(name, meaning, labels=["stage"] if "stage" in name else [])
+            for name, meaning in HISTOGRAMS.items()
+        )
+        for stage in STAGES:
+            stages.add_metric([stage], *together([r["stages"][stage] for r in self._replicas], STAGE_BOUNDS_MS))
+        batches.add_metric([], *together([r["batch_size"] for r in self._replicas], BATCH_BOUNDS))
+        yield from (stages, batches)
 
 
 def _worst(known: list[float | None]) -> float:
@@ -123,3 +158,35 @@ def _by_version(registry: CollectorRegistry, trainer: dict[str, Any]) -> None:
 
 def _sum(replicas: Iterable[dict[str, float]], name: str) -> float:
     return sum(replica[name] for replica in replicas)
+
+
+def page() -> str:
+    """docs/metrics.md."""
+    labelled = {name: "`version`, `check`" if "gate" in name else "`version`" for name in VERSION_METRICS}
+    labelled |= {name: "`stage`" if "stage" in name else "" for name in HISTOGRAMS}
+    lines = [
+        "# Metrics",
+        "",
+        "What `GET /metrics` gives to Prometheus, from `serving/metrics.py`; this page is made by "
+        "`python -m serving.metrics`. A unit is the end of a name (`_ms`, `_s`, `_bytes`); what has none is a count, a "
+        "share or 0 and 1. `/v1/status` has the same figures for each replica.",
+        "",
+        "| Name | Labels | Meaning |",
+        "|---|---|---|",
+        *(f"| `{name}` | {labelled.get(name, '')} | {meaning} |" for name, meaning in _all().items()),
+        "",
+        "Stages of `pinrec_stage_ms`, a histogram as `pinrec_batch_size` is one:",
+        "",
+        "| Stage | How long |",
+        "|---|---|",
+        *(f"| {stage} | {meaning} |" for stage, meaning in STAGES.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _all() -> dict[str, str]:
+    return METRICS | VERSION_METRICS | HISTOGRAMS
+
+
+if __name__ == "__main__":
+    _PAGE.write_text(page())

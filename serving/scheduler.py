@@ -41,6 +41,12 @@ class Scheduler(Generic[Query, Answer]):
         max_batch: most queries and users in a batch.
         max_queue: most queries that may wait.
         deadline_s: a query that has waited longer is refused rather than answered late.
+        waited: told how long each query has waited, s, when its batch begins.
+
+    Attributes:
+        given_up: lists that could not be made.
+        refused: queries refused as too many waited, or as they had waited too long.
+        superseded: events that waited when another one of their user came; one list is made for all of them.
     """
 
     def __init__(
@@ -50,14 +56,15 @@ class Scheduler(Generic[Query, Answer]):
         max_batch: int,
         max_queue: int,
         deadline_s: float,
+        waited: Callable[[float], None] = lambda _: None,
     ) -> None:
-        self._work, self._publish = work, publish
+        self._work, self._publish, self._waited = work, publish, waited
         self._max_batch, self._max_queue, self._deadline_s = max_batch, max_queue, deadline_s
         self._queries: deque[_Waiting[Query, Answer]] = deque()
         self._events: OrderedDict[str, asyncio.Future[None]] = OrderedDict()
         self._something = asyncio.Event()
         self._publishing: set[asyncio.Task[None]] = set()
-        self.given_up = 0
+        self.given_up = self.refused = self.superseded = 0
 
     async def query(self, query: Query) -> Answer:
         """The answer to a query.
@@ -66,6 +73,7 @@ class Scheduler(Generic[Query, Answer]):
             Problem: 503 when the queue is full or the deadline passed.
         """
         if len(self._queries) >= self._max_queue:
+            self.refused += 1
             raise Problem(503, f"{self._max_queue} queries wait already; try again shortly", retry_after_s=1)
         waiting = _Waiting[Query, Answer](query, asyncio.get_running_loop().create_future())
         self._queries.append(waiting)
@@ -78,6 +86,8 @@ class Scheduler(Generic[Query, Answer]):
         if future is None:
             future = self._events[user_id] = asyncio.get_running_loop().create_future()
             self._something.set()
+        else:
+            self.superseded += 1
         return future
 
     @property
@@ -102,7 +112,8 @@ class Scheduler(Generic[Query, Answer]):
         return dict(self._events.popitem(last=False) for _ in range(min(most, len(self._events))))
 
     def _take_queries(self) -> list[_Waiting[Query, Answer]]:
-        oldest = time.monotonic() - self._deadline_s
+        now = time.monotonic()
+        oldest = now - self._deadline_s
         taken: list[_Waiting[Query, Answer]] = []
         while self._queries and len(taken) < self._max_batch:
             waiting = self._queries.popleft()
@@ -111,8 +122,10 @@ class Scheduler(Generic[Query, Answer]):
             if waiting.since < oldest:
                 late = Problem(503, f"no answer within {self._deadline_s:g} s; try again shortly", retry_after_s=1)
                 waiting.answer.set_exception(late)
+                self.refused += 1
             else:
                 taken.append(waiting)
+                self._waited(now - waiting.since)
         return taken
 
     async def _batch(self, queries: list[_Waiting[Query, Answer]], users: dict[str, "asyncio.Future[None]"]) -> None:

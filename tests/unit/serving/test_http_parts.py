@@ -13,6 +13,7 @@ from serving.client import ClientError, PinRecClient
 from serving.limits import LimitBody
 from serving.metrics import METRICS, render
 from serving.problems import Problem
+from serving.timings import STAGES, Timings
 
 MOST = 1_000
 
@@ -104,9 +105,12 @@ def test_a_field_that_the_caller_made_up_is_sent_back_short():
 
 def status(**fields):
     replica = {
-        "staleness_ms": 12.5, "queries_answered": 3, "lists_generated": 4, "lists_given_up": 0, "waiting_queries": 0,
+        "staleness_ms": 12.5, "queries_answered": 3, "queries_refused": 2, "lists_superseded": 1,
+        "lists_generated": 4, "lists_given_up": 0, "waiting_queries": 0,
         "waiting_users": 1, "swaps": 2, "refused": {"v000009": "hash"}, "behind": "v000009 refused: hash",
         "states": {"users": 3, "bytes": 4096, "budget_bytes": 8192, "hits": 7, "misses": 3, "evictions": 0},
+        "stages": {stage: {"counts": [0, 3, *[0] * 9, 1], "sum": 6_004.5} for stage in STAGES},
+        "batch_size": {"counts": [4, *[0] * 8], "sum": 4.0},
         "items": {"changed": 6, "deleted": 2, "left_out": 1, "updates": 9, "bad": 0, "lag": 0, "read_age_s": 0.4},
     }  # fmt: skip
     ingestor = {"applied": 10, "duplicates": 1, "dead_letters": 2, "lag": 5}
@@ -117,15 +121,38 @@ def status(**fields):
 def test_every_metric_has_a_value_and_a_meaning():
     text = render(status())
     values = {name: float(value) for name, value in re.findall(r"^(pinrec_\w+) (\S+)$", text, re.M)}
-    assert set(values) == set(METRICS)
+    assert set(values) == set(METRICS) | {"pinrec_batch_size_count", "pinrec_batch_size_sum"}
     for name, meaning in METRICS.items():
         assert f"# HELP {name} {meaning}" in text
     assert values["pinrec_events_applied"] == 20, "over all replicas"
     assert values["pinrec_models_refused"] == 2
     assert values["pinrec_states_hits"] == 14
+    assert (values["pinrec_queries_refused"], values["pinrec_lists_superseded"]) == (4, 2)
     assert values["pinrec_staleness_ms"] == 12.5
     assert values["pinrec_items_changed"] == 6, "every replica has the same"
     assert (values["pinrec_items_updates"], values["pinrec_items_read_age_s"]) == (18, 0.4)
+
+
+def test_stages_and_batches_of_all_replicas_are_one_histogram():
+    lines = render(status()).splitlines()
+    assert 'pinrec_stage_ms_bucket{le="1",stage="encode"} 0.0' in lines
+    assert 'pinrec_stage_ms_bucket{le="2",stage="encode"} 6.0' in lines
+    assert 'pinrec_stage_ms_bucket{le="5000",stage="encode"} 6.0' in lines
+    assert 'pinrec_stage_ms_bucket{le="+Inf",stage="encode"} 8.0' in lines
+    assert 'pinrec_stage_ms_sum{stage="encode"} 12009.0' in lines
+    assert 'pinrec_batch_size_bucket{le="1"} 8.0' in lines
+    assert "pinrec_batch_size_count 8.0" in lines
+
+
+def test_a_value_counts_in_the_first_bucket_that_holds_it():
+    timings = Timings()
+    for ms in (0.0, 1.0, 1.1, 6_000.0):
+        timings.add("read", ms / 1e3)
+    counts = timings.report["stages"]["read"]["counts"]
+    assert (counts[0], counts[1], counts[-1], sum(counts)) == (2, 1, 1, 4)
+    with pytest.raises(ValueError, match="broken"), timings("read"):
+        raise ValueError("broken")
+    assert sum(timings.report["stages"]["read"]["counts"]) == 4, "what failed says nothing of how long it takes"
 
 
 def test_metrics_name_versions_and_the_check_that_a_candidate_failed():

@@ -19,7 +19,8 @@ class Bench:
         self.work_faults = []
         self.poison = set()
         self.publish_faults = []
-        self.scheduler = Scheduler(self._work, self._publish, max_batch, max_queue, deadline_s)
+        self.waited = []
+        self.scheduler = Scheduler(self._work, self._publish, max_batch, max_queue, deadline_s, self.waited.append)
 
     async def _work(self, queries, users):
         self.batches.append((list(queries), list(users)))
@@ -106,6 +107,7 @@ def test_a_user_who_waits_is_generated_for_once():
         await asyncio.gather(first, *futures)
         assert bench.batches == [([], ["u"]), ([], ["u"])]
         assert bench.published == ["list for u"] * 2
+        assert bench.scheduler.superseded == 4
 
     Bench()(scenario)
 
@@ -122,6 +124,7 @@ def test_a_full_queue_refuses_with_a_time_to_come_back():
         assert (refused.value.status, refused.value.retry_after_s) == (503, 1)
         bench.may_work.set()
         assert len(await asyncio.gather(*first, *waiting)) == 3
+        assert bench.scheduler.refused == 1
 
     Bench(max_queue=2)(scenario)
 
@@ -140,6 +143,8 @@ def test_a_query_that_waited_too_long_is_refused_and_not_worked_on():
         assert (refused.value.status, refused.value.retry_after_s) == (503, 1)
         assert await first[0] == "answer to first"
         assert len(bench.batches) == 1
+        assert bench.scheduler.refused == 1
+        assert bench.waited == pytest.approx([0.0], abs=5.0), "of those that were worked on"
 
     Bench(deadline_s=0.01)(scenario)
 
