@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import os
 import threading
+import time
 from concurrent.futures import Future
 from typing import Any
 
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 _FIRST_RETRY_S = 0.1
 _LAST_RETRY_S = 5.0
+_LEARN_EVERY_S = 5.0
+_ALL_PARTITIONS = -1
 
 
 class HandleSink:
@@ -35,28 +38,48 @@ class HandleSink:
 
     The ingestor commits a range only when its future is done, so lists owed when this process dies are made by the
     next one.
+
+    Users go to the replica of their partition. Where one replica turns out to make the lists of all of them, what waits
+    goes to it in one call, of whatever partitions it is: a call costs more than most of the lists it asks for. From
+    time to time each partition is asked for alone again, as there may be more replicas by now.
     """
 
     def __init__(self, recommender: DeploymentHandle[Any], loop: asyncio.AbstractEventLoop) -> None:
         self._near, self._loop = Near(recommender), loop
         self._together = Together[list[str], None](self._deliver)
+        self._made_by: dict[int, str] = {}
+        self._forget_at = 0.0
 
     def submit(self, partition: int, user_ids: list[str]) -> "Future[None]":
         """Ask for new lists; done when they are published. May be called from any thread."""
-        return asyncio.run_coroutine_threadsafe(self._together(partition, user_ids), self._loop)
+        return asyncio.run_coroutine_threadsafe(self._ask(partition, user_ids), self._loop)
 
-    async def _deliver(self, partition: int, asked: list[list[str]]) -> list[None]:
+    async def _ask(self, partition: int, user_ids: list[str]) -> None:
+        if (now := time.monotonic()) >= self._forget_at:
+            self._made_by.clear()
+            self._forget_at = now + _LEARN_EVERY_S
+        alone = partition in self._made_by and len(set(self._made_by.values())) == 1
+        await self._together(_ALL_PARTITIONS if alone else partition, user_ids)
+
+    async def _deliver(self, lane: int, asked: list[list[str]]) -> list[None]:
         """One list for each user, however often they were asked for."""
         user_ids = list(dict.fromkeys(user_id for users in asked for user_id in users))
         pause = _FIRST_RETRY_S
         while True:
             try:
-                await self._near(partition).generate.remote(user_ids)
-                return [None] * len(asked)
+                maker = await self._near(self._session(lane)).generate.remote(user_ids)
             except Exception as error:
                 log.warning("lists for %d users not made: %s", len(user_ids), error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LAST_RETRY_S)
+                continue
+            if lane != _ALL_PARTITIONS:
+                self._made_by[lane] = maker
+            return [None] * len(asked)
+
+    def _session(self, lane: int) -> int:
+        """The partition whose replica a call goes to."""
+        return min(self._made_by, default=0) if lane == _ALL_PARTITIONS else lane
 
 
 @serve.deployment(name="Ingestor")

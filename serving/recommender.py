@@ -17,11 +17,17 @@ class Recommender:
         # Here, not above: who only builds the application need not wait for torch.
         from serving.engine import Engine
 
-        self._engine = Engine(settings, serve.get_replica_context().rank.rank)
+        context = serve.get_replica_context()
+        self._engine, self._name = Engine(settings, context.rank.rank), context.replica_id.unique_id
 
-    async def generate(self, user_ids: list[str]) -> int:
-        """Make and publish new lists for users with new events; returns how many when Kafka has them."""
-        return await self._engine.generate(user_ids)
+    async def generate(self, user_ids: list[str]) -> str:
+        """Make and publish new lists for users with new events; returns when Kafka has them.
+
+        Returns:
+            which replica has made them.
+        """
+        await self._engine.generate(user_ids)
+        return self._name
 
     async def status(self) -> dict[str, Any]:
         """How this replica is."""

@@ -17,7 +17,7 @@ MOST: Final = 64
 
 @dataclass
 class _Lane(Generic[Query, Answer]):
-    """The queries of a partition."""
+    """The queries of a lane."""
 
     waiting: "deque[tuple[Query, asyncio.Future[Answer]]]" = field(default_factory=deque)
     calls: "set[asyncio.Task[None]]" = field(default_factory=set)
