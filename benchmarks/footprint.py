@@ -34,7 +34,7 @@ GOAL_S: Final = 20.0
 _MILLION: Final = 1_000_000
 _REPEATS: Final = 5
 _HISTORIES: Final = (64, 256, 1_024)
-_DTYPES: Final = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+_DTYPES: Final = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.int8}
 _USERS: Final = 32
 _MIB: Final = 2**20
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pinrec.backbone import ROOM, KVCache
 from pinrec.config import ModelConfig
+from pinrec.kept import scales
 
 POSITIONS: Final = 32
 """Of one block: what is wasted at a history's end is less than one."""
@@ -24,19 +25,22 @@ class Arena:
     Args:
         config: shape of the models.
         budget: bytes.
-        dtype: what keys and values are kept in.
+        dtype: what keys and values are kept in; see `pinrec.kept`.
     """
 
     def __init__(self, config: ModelConfig, budget: int, dtype: torch.dtype) -> None:
         self.shape = (config.layers, config.heads, config.width // config.heads)
         self.dtype = dtype
         layers, heads, width = self.shape
-        self.block_bytes = 2 * layers * heads * POSITIONS * width * dtype.itemsize
+        scale_bytes = torch.bfloat16.itemsize if dtype == torch.int8 else 0
+        self.block_bytes = 2 * layers * heads * POSITIONS * (width * dtype.itemsize + scale_bytes)
         self.blocks = max(0, budget) // self.block_bytes
         # Zeros, not whatever lies there: what is masked is still multiplied by 0, which NaN survives. Blocks are the
         # second dimension, so that a gathered cache is one contiguous run for each layer and head, and is converted
         # as such: five times as fast as turning it round. One block more is nobody's: room to grow is made of it.
-        self._memory_2YHNPK = torch.zeros(2, layers, heads, self.blocks + 1, POSITIONS, width, dtype=dtype)
+        shape = 2, layers, heads, self.blocks + 1, POSITIONS
+        self._memory_2YHNPK = torch.zeros(*shape, width, dtype=dtype)
+        self._scale_2YHNP1 = torch.zeros(*shape, 1, dtype=torch.bfloat16) if dtype == torch.int8 else None
         self._free: list[int] = []
         self.reset()
 
@@ -74,7 +78,11 @@ class Arena:
         index_BL = torch.full((len(held), most), self.blocks)
         for row_L, blocks in zip(index_BL, held, strict=True):
             row_L[: len(blocks)] = torch.tensor(blocks, dtype=torch.int64)
-        found = self._memory_2YHNPK.flatten(0, 2).flatten(2).index_select(1, index_BL.flatten()).float()
+        block_T = index_BL.flatten()
+        found = _picked(self._memory_2YHNPK, block_T).float()
+        if self._scale_2YHNP1 is not None:
+            scale = _picked(self._scale_2YHNP1, block_T).float()
+            found = found.view(*scale.shape, width) * scale[..., None]
         both = found.view(2, layers, heads, len(held), most * POSITIONS, width).transpose(2, 3)
         return KVCache(both[0], both[1], length_B.clone())
 
@@ -86,6 +94,15 @@ class Arena:
             return
         row_T, at_T = torch.tensor(rows), torch.tensor(at)
         block_T = torch.tensor([held[row][position // POSITIONS] for row, position in zip(rows, at, strict=True)])
-        for kept_YHNPK, cached in zip(self._memory_2YHNPK, (cache.key, cache.value), strict=True):
-            new_TYHK = cached[:, row_T, :, at_T]  # indices with a slice between them go first
-            kept_YHNPK[:, :, block_T, at_T % POSITIONS] = new_TYHK.permute(1, 2, 0, 3).to(self.dtype)
+        for number, cached in enumerate((cache.key, cache.value)):
+            new_YHTK = cached[:, row_T, :, at_T].permute(1, 2, 0, 3)  # indices with a slice between them go first
+            if self._scale_2YHNP1 is not None:
+                scale_YHT1 = scales(new_YHTK)
+                self._scale_2YHNP1[number][:, :, block_T, at_T % POSITIONS] = scale_YHT1.bfloat16()
+                new_YHTK = (new_YHTK / scale_YHT1).round_()
+            self._memory_2YHNPK[number][:, :, block_T, at_T % POSITIONS] = new_YHTK.to(self.dtype)
+
+
+def _picked(memory_2YHNPK: Tensor, block_T: Tensor) -> Tensor:
+    """Some blocks [2YH, T, PK] of a memory."""
+    return memory_2YHNPK.flatten(0, 2).flatten(2).index_select(1, block_T)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pinrec.config import ModelConfig
+from pinrec.kept import rounded
 
 ROOM = 16  # positions a full cache grows by
 
@@ -119,10 +120,6 @@ def _turn(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
 
 
-def _rounded(x: Tensor, kept: torch.dtype) -> Tensor:
-    return x if kept == x.dtype else x.to(kept).to(x.dtype)
-
-
 def _attend_alone(
     q_BHCK: Tensor, k_BHCK: Tensor, v_BHCK: Tensor, key_BHLK: Tensor, value_BHLK: Tensor, unseen: Tensor
 ) -> Tensor:
@@ -207,7 +204,7 @@ class Backbone(nn.Module):
         for block in self.blocks:
             assert isinstance(block, Block)
             q, k, v, gate = block.split(x, angles)
-            k, v = _rounded(k, kept), _rounded(v, kept)
+            k, v = rounded(k, kept), rounded(v, kept)
             keys.append(k)
             values.append(v)
             x = block.join(x, F.scaled_dot_product_attention(q, k, v, is_causal=True), gate)
@@ -231,7 +228,7 @@ class Backbone(nn.Module):
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             q, k, v, gate = block.split(x, angles)
-            keys, values = cache.write(layer, _rounded(k, kept), _rounded(v, kept), places)
+            keys, values = cache.write(layer, rounded(k, kept), rounded(v, kept), places)
             x = block.join(x, F.scaled_dot_product_attention(q, keys, values, attn_mask=places.seen), gate)
         cache.grow(more)
         h_BND: Tensor = self.norm(x)

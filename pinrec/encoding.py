@@ -63,10 +63,13 @@ def encode(bundle: "Bundle", requests: Sequence[GenerationRequest], kept: torch.
     return Encoded(h_BLD[torch.arange(len(requests)), events.count_B - 1], cache, events.last_B, events.last_surface_B)
 
 
-def from_scratch(bundle: "Bundle", requests: Sequence[GenerationRequest]) -> list[Part]:
-    """The `Encoder` that keeps nothing."""
+def from_scratch(
+    bundle: "Bundle", requests: Sequence[GenerationRequest], kept: torch.dtype = torch.float32
+) -> list[Part]:
+    """The `Encoder` that keeps nothing; `kept`: see `Backbone.prefill`."""
     lengths = [window_length(bundle, request) + request.context for request in requests]
-    return [(part, encode(bundle, [requests[b] for b in part])) for part in by_length(range(len(requests)), lengths)]
+    parts = by_length(range(len(requests)), lengths)
+    return [(part, encode(bundle, [requests[b] for b in part], kept)) for part in parts]
 
 
 def window_length(bundle: "Bundle", request: GenerationRequest) -> int:

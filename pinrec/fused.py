@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from pinrec.backbone import ROOM, Block, KVCache, Rotary
 from pinrec.heads import PERIODS_S, LogTime, OutputHead
+from pinrec.kept import rounded
 from pinrec.model import PinRecModel
 
 _LEAST: Final = 1e-20  # a vector of zeros stays one
@@ -53,7 +54,7 @@ class FusedModel:
         keys, values, x_TD = [], [], x_BLD.reshape(-1, width)
         for block in self._blocks:
             q, k, v, gate_TD = block.split(x_TD, rows, angles)
-            k, v = k.to(kept).to(x_TD.dtype), v.to(kept).to(x_TD.dtype)
+            k, v = rounded(k, kept), rounded(v, kept)
             keys.append(k)
             values.append(v)
             x_TD = block.join(x_TD, F.scaled_dot_product_attention(q, k, v, is_causal=True), gate_TD)
@@ -70,7 +71,7 @@ class FusedModel:
         x_TD = x_BND.reshape(-1, width)
         for layer, block in enumerate(self._blocks):
             q, k, v, gate_TD = block.split(x_TD, rows, angles)
-            keys, values = cache.write(layer, k.to(kept), v.to(kept), places)
+            keys, values = cache.write(layer, rounded(k, kept), rounded(v, kept), places)
             x_TD = block.join(x_TD, F.scaled_dot_product_attention(q, keys, values, attn_mask=places.seen), gate_TD)
         cache.grow(more)
         return self._normed(x_TD).view(x_BND.shape)

@@ -55,7 +55,7 @@ def plain(bundle, requests, kept):
     return encoded(lambda b, r: [([i], encode(b, [one], kept)) for i, one in enumerate(r)], bundle, requests)
 
 
-@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16, torch.int8])
 def test_a_history_that_grew_gives_the_states_of_encoding_it_anew(bundles, kept):
     states = UserStates(PLENTY, kept)
     for end in (1, 2, 5, 5, 20, 31, 32):
