@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pinrec.bundle import Bundle
 from pinrec.config import GenerationConfig, ModelConfig, TrainingConfig
+from pinrec.encoding import Encoder, from_scratch
 from pinrec.generation import embed, generate
 from pinrec.history import ROW, History
 from pinrec.index import ItemIndex
@@ -130,11 +131,12 @@ class PinRec:
             )
         return requests
 
-    def ranked(self, cases: Cases, k: int) -> Rows:
+    def ranked(self, cases: Cases, k: int, encoder: Encoder = from_scratch) -> Rows:
         """See `Retriever`: the list that serving would answer with."""
         lists = np.full((len(cases), k), -1, np.int64)
         with _CPU:
-            made = generate(self.bundle, self.requests(cases, min(k, len(self.bundle.catalogue))), self._generation)
+            requests = self.requests(cases, min(k, len(self.bundle.catalogue)))
+            made = generate(self.bundle, requests, self._generation, encoder)
         for row, found in zip(lists, made, strict=True):
             row[: len(found)] = [candidate.row for candidate in found]
         return lists

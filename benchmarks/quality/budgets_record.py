@@ -7,10 +7,10 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from benchmarks.quality.record import RESULTS, pack, pack_bits, run_name, unpack, unpack_bits
-from benchmarks.result import BenchmarkError, Machine
+from benchmarks.quality.record import RESULTS, pack, pack_bits, read_measures, run_name, unpack, unpack_bits
+from benchmarks.result import Machine
 from pinrec.protocols import Cases
 
 FOLDER: Final = RESULTS / "budgets"
@@ -117,18 +117,8 @@ def packed_targets(cases: Cases) -> tuple[int, str, dict[str, str]]:
 
 
 def read_budgets(folder: Path) -> list[BudgetRun]:
-    """All of a folder, by name; none where there is no such folder.
-
-    Raises:
-        BenchmarkError: a file is none.
-    """
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            found.append(BudgetRun.model_validate_json(path.read_text()))
-        except ValidationError as error:
-            raise BenchmarkError(f"{path}: not a measure of this version: {error}") from None
-    return found
+    """See `read_measures`."""
+    return read_measures(folder, BudgetRun)
 
 
 def outcomes(runs: Sequence[BudgetRun]) -> list[str]:

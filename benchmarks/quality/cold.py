@@ -33,7 +33,7 @@ from streaming.log_columns import read_log_columns
 from streaming.simulator import Town, TownConfig
 
 _OPENS_AT: Final = 1_760_000_000.0
-_EVERY: Final = 4
+EVERY: Final = 4
 """Epochs between two looks at the validation cases."""
 
 Lists = NDArray[np.int64]
@@ -88,7 +88,7 @@ def measure(source: Source, seed: int) -> ColdRun:
     since = time.perf_counter()
     split = by_time(source.log)
     contender = PinRec(split, source.recipe, seed)
-    fitted = fit_selected(contender, split.valid, every=_EVERY, progress=lambda f: print(_line(f), flush=True))
+    fitted = fit_selected(contender, split.valid, every=EVERY, progress=lambda f: print(line(f), flush=True))
     cases = split.test
     lists = np.concatenate([contender.ranked(batch, K) for batch in cases.batches(BATCH)])
     popular = np.concatenate([_popular(contender, batch) for batch in cases.batches(BATCH)])
@@ -148,7 +148,8 @@ def _popular(contender: PinRec, cases: Cases) -> Lists:
     return lists
 
 
-def _line(fitted: Any) -> str:
+def line(fitted: Any) -> str:
+    """Of an epoch, for who waits."""
     last = fitted.curve[-1]
     return f"epoch {last.epoch}, loss {last.loss:.4g}, {last.seconds:.0f} s"
 

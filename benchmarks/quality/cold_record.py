@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from benchmarks.quality.record import RESULTS
-from benchmarks.result import BenchmarkError, Machine
+from benchmarks.quality.record import RESULTS, read_measures
+from benchmarks.result import Machine
 
 FOLDER: Final = RESULTS / "cold"
 FEW: Final = 5
@@ -53,15 +53,5 @@ class ColdRun(BaseModel):
 
 
 def read_colds(folder: Path) -> list[ColdRun]:
-    """All of a folder, by name; none where there is no such folder.
-
-    Raises:
-        BenchmarkError: a file is none.
-    """
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            found.append(ColdRun.model_validate_json(path.read_text()))
-        except ValidationError as error:
-            raise BenchmarkError(f"{path}: not a measure of this version: {error}") from None
-    return found
+    """See `read_measures`."""
+    return read_measures(folder, ColdRun)

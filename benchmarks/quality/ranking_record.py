@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from benchmarks.quality.record import RESULTS, run_name
-from benchmarks.result import BenchmarkError, Machine
+from benchmarks.quality.record import RESULTS, read_measures, run_name
+from benchmarks.result import Machine
 
 MODEL: Final = "pinrec_ranking"
 FOLDER: Final = RESULTS / "ranking"
@@ -83,15 +83,5 @@ class RankingRun(BaseModel):
 
 
 def read_rankings(folder: Path) -> list[RankingRun]:
-    """All of a folder, by name; none where there is no such folder.
-
-    Raises:
-        BenchmarkError: a file is none.
-    """
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            found.append(RankingRun.model_validate_json(path.read_text()))
-        except ValidationError as error:
-            raise BenchmarkError(f"{path}: not a measure of this version: {error}") from None
-    return found
+    """See `read_measures`."""
+    return read_measures(folder, RankingRun)

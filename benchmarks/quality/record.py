@@ -5,7 +5,7 @@ import json
 import math
 import zlib
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from pinrec.protocols import Cases
 RESULTS: Final = ROOT / "benchmarks" / "results" / "quality"
 PROTOCOLS: Final = ("loo", "disjoint")
 _PERMILLE: Final = 1_000
+M = TypeVar("M", bound=BaseModel)
 
 
 class Epoch(BaseModel):
@@ -106,6 +107,21 @@ def read_runs(folder: Path) -> list[Run]:
         BenchmarkError: a file is none.
     """
     return [read_run(path) for path in sorted(folder.glob("*.json"))]
+
+
+def read_measures(folder: Path, kind: type[M]) -> list[M]:
+    """All JSONs of another kind of a folder, by name; none where there is no such folder.
+
+    Raises:
+        BenchmarkError: a file is none.
+    """
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found.append(kind.model_validate_json(path.read_text()))
+        except ValidationError as error:
+            raise BenchmarkError(f"{path}: not a measure of this version: {error}") from None
+    return found
 
 
 def means(figures: dict[str, float]) -> dict[str, float]:

@@ -14,6 +14,9 @@ from benchmarks.quality.cold_record import FOLDER as COLD
 from benchmarks.quality.cold_record import ColdRun, read_colds
 from benchmarks.quality.cold_report import cold_section
 from benchmarks.quality.disjoint import ablations, disjoint_section, equal_name
+from benchmarks.quality.kept_record import FOLDER as KEPT
+from benchmarks.quality.kept_record import KeptRun, read_kept
+from benchmarks.quality.kept_report import kept_section
 from benchmarks.quality.leave_one_out import leave_one_out_section, reproduced
 from benchmarks.quality.plan import BASELINES, METHOD
 from benchmarks.quality.plots import draw_bars, draw_curves, draw_sweeps
@@ -106,7 +109,8 @@ def write_report(results: Path) -> Path:
     for name in plots_of(runs, budgets):
         _draw(runs, budgets, name, PLOTS / f"{name}.svg")
     rankings, speeds = read_rankings(results / FOLDER.name), read_speeds(results / SPEEDS.name)
-    DOCUMENT.write_text(render(runs, rankings, budgets, speeds, read_colds(results / COLD.name)))
+    colds, kept = read_colds(results / COLD.name), read_kept(results / KEPT.name)
+    DOCUMENT.write_text(render(runs, rankings, budgets, speeds, colds, kept))
     return DOCUMENT
 
 
@@ -116,6 +120,7 @@ def render(
     budgets: Sequence[BudgetRun] = (),
     speeds: Mapping[str, Result] = MappingProxyType({}),
     colds: Sequence[ColdRun] = (),
+    kept: Sequence[KeptRun] = (),
 ) -> str:
     """The document."""
     plots = plots_of(runs, budgets)
@@ -132,6 +137,7 @@ def render(
     parts += ablations(_of(runs, "kuairand_pure", "disjoint"))
     parts += ranking_section(rankings)
     parts += cold_section(colds)
+    parts += kept_section(kept)
     parts += training_speed_section(speeds)
     return "\n".join([*parts, *_machines(runs), ""])
 

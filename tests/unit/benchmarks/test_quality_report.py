@@ -7,6 +7,8 @@ from benchmarks.quality.budgets_record import read_budgets
 from benchmarks.quality.cold_record import FOLDER as COLD
 from benchmarks.quality.cold_record import read_colds
 from benchmarks.quality.compare import difference, figure, interval
+from benchmarks.quality.kept_record import FOLDER as KEPT
+from benchmarks.quality.kept_record import read_kept
 from benchmarks.quality.plan import BASELINES, METHOD, plan
 from benchmarks.quality.ranking_record import FOLDER, read_rankings
 from benchmarks.quality.record import RESULTS, Epoch, Run, packed_users, read_runs
@@ -71,7 +73,7 @@ def row(text, start, section=""):
 def test_document_is_what_the_results_give():
     runs = read_runs(RESULTS)
     budgets = read_budgets(BUDGETS)
-    expected = render(runs, read_rankings(FOLDER), budgets, read_speeds(SPEEDS), read_colds(COLD))
+    expected = render(runs, read_rankings(FOLDER), budgets, read_speeds(SPEEDS), read_colds(COLD), read_kept(KEPT))
     assert DOCUMENT.read_text() == expected, "run `python -m benchmarks.quality.report`"
     assert all((PLOTS / f"{name}.svg").exists() for name in plots_of(runs, budgets))
 
