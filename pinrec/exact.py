@@ -31,13 +31,21 @@ def inner_products(q_ED: np.ndarray, table: Rows) -> np.ndarray:
     return scores_EN
 
 
-def recall(exact_EN: np.ndarray, rows_EK: np.ndarray, tie: float = 0.0) -> float:
+def best_rows(exact_EN: np.ndarray, k: int) -> np.ndarray:
+    """int64[E, k]: the rows of the k best items of each query, in any order; k must not exceed N."""
+    return np.stack([np.argpartition(exact_N, len(exact_N) - k)[len(exact_N) - k :] for exact_N in exact_EN])
+
+
+def recall(exact_EN: np.ndarray, rows_EK: np.ndarray, best_EK: np.ndarray, tie: float = 0.0) -> float:
     """Share of the K best items of the exact scan among the K rows found; a row of -1 finds nothing.
 
     An item as good as the K-th, or worse by no more than `tie`, counts as found, whichever it is.
+
+    Args:
+        best_EK: of `best_rows`.
     """
-    items, k = exact_EN.shape[1], rows_EK.shape[1]
-    kth_E1 = -np.partition(-exact_EN, k - 1, axis=1)[:, k - 1 : k]
+    items = exact_EN.shape[1]
+    kth_E1 = np.take_along_axis(exact_EN, best_EK, axis=1).min(1, keepdims=True)
     inside_EK = (rows_EK >= 0) & (rows_EK < items)
     score_EK = np.take_along_axis(exact_EN, np.where(inside_EK, rows_EK, 0), axis=1)
     return float((inside_EK & (score_EK >= kth_E1 - tie)).mean())

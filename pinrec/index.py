@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 import faiss
 import numpy as np
 
-from pinrec.exact import Rows, inner_products, perturbed_rows, recall
+from pinrec.exact import Rows, best_rows, inner_products, perturbed_rows, recall
 
 EXACT_BELOW: Final = 10_000
 """Below so many items an exact scan for all embeddings of a list takes less time than the rest of the list."""
@@ -303,16 +303,16 @@ class _Judge:
     def __init__(self, table: Rows, k: int = 100) -> None:
         self._q_ED, self._k = perturbed_rows(table), min(k, len(table))
         self._exact_EN = inner_products(self._q_ED, table)
+        self._best_EK = best_rows(self._exact_EN, self._k)
 
     def share_in_lists(self, centroid_CD: np.ndarray, list_N: np.ndarray, most: int) -> float:
         """Share of the best that lie in the `most` lists nearest to their query: no codes find more."""
-        best_EK = np.argpartition(-self._exact_EN, self._k - 1, axis=1)[:, : self._k]
         near_EC = np.argsort(-(self._q_ED @ centroid_CD.T), axis=1)[:, :most]
-        return float((list_N[best_EK][:, :, None] == near_EC[:, None]).any(2).mean())
+        return float((list_N[self._best_EK][:, :, None] == near_EC[:, None]).any(2).mean())
 
     def recall(self, index: ItemIndex) -> float:
         """See `ItemIndex.recall`."""
-        return recall(self._exact_EN, index.search(self._q_ED, self._k)[1], _TIE)
+        return recall(self._exact_EN, index.search(self._q_ED, self._k)[1], self._best_EK, _TIE)
 
 
 def _turn(mean_D: np.ndarray) -> np.ndarray:

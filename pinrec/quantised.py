@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pinrec.exact import CHUNK, inner_products, recall
+from pinrec.exact import CHUNK, best_rows, inner_products, recall
 
 STEPS = 127
 """Symmetric: -127 to 127 steps of the row's scale. Zero stays zero, and a row's sign can be turned."""
@@ -76,5 +76,6 @@ def int8_recall(table_ND: NDArray[np.float32], q_ED: NDArray[np.float32], k: int
         k: at most N count.
     """
     k = min(k, len(table_ND))
-    quantised_EN = inner_products(q_ED, quantise(table_ND))
-    return recall(inner_products(q_ED, table_ND), np.argpartition(-quantised_EN, k - 1, axis=1)[:, :k])
+    found_EK = best_rows(inner_products(q_ED, quantise(table_ND)), k)
+    exact_EN = inner_products(q_ED, table_ND)
+    return recall(exact_EN, found_EK, best_rows(exact_EN, k))
