@@ -32,7 +32,6 @@ _USERS: Final = 2_000
 _PAST: Final = 60_000
 _MINUTE: Final = 6_000
 _HELD_OUT: Final = 1_000
-_FIRST_STEPS: Final = 300
 NOTHING_POPULAR: Final = Popularity(np.full((len(Vocabulary().surfaces) + 1, 1), -1), np.zeros(0, np.int64))
 
 
@@ -50,7 +49,7 @@ def measure(work: Path, quick: bool, progress: Progress) -> Result:
     events = _made_up_events(_PAST + (_REPEATS + 1) * _MINUTE, items, vocabulary)
     learner = Learner(config, vocabulary, training, generation.mode)
     learner.fit(
-        events.before(_PAST), catalogue, _FIRST_STEPS // 10 if quick else _FIRST_STEPS,
+        events.before(_PAST), catalogue, training.initial_steps // 10 if quick else training.initial_steps,
         lambda step, steps, _: progress("P7 first model, steps", step, steps),
     )  # fmt: skip
     live = registry.load(registry.publish(_bundle_of(learner, catalogue, events.before(_PAST), None)))
@@ -119,7 +118,7 @@ def measure(work: Path, quick: bool, progress: Progress) -> Result:
         },
         protocol=(
             f"One thread. The default model over {items:,} made-up items of {_KINDS} kinds, fitted for "
-            f"{_FIRST_STEPS} steps to {_PAST:,} events; before each version it is fitted for {training.round_steps} "
+            f"{training.initial_steps} steps to {_PAST:,} events; before each version it is fitted for {training.round_steps} "
             f"steps to {_MINUTE:,} further ones, a minute's at 100 a second, so that every item vector changes. The "
             "value is all that is between the end of the fit and the activated version: the bundle, what the gate "
             "compares, the files. The version before is in the same registry, on the file system named above. The "
