@@ -118,11 +118,12 @@ def measure(work: Path, quick: bool, progress: Progress) -> Result:
         },
         protocol=(
             f"One thread. The default model over {items:,} made-up items of {_KINDS} kinds, fitted for "
-            f"{training.initial_steps} steps to {_PAST:,} events; before each version it is fitted for {training.round_steps} "
-            f"steps to {_MINUTE:,} further ones, a minute's at 100 a second, so that every item vector changes. The "
-            "value is all that is between the end of the fit and the activated version: the bundle, what the gate "
-            "compares, the files. The version before is in the same registry, on the file system named above. The "
-            "baseline makes the index as if there were none. Of the last stages none is part of either."
+            f"{training.initial_steps} steps to {_PAST:,} events; before each version it is fitted for "
+            f"{training.round_steps} steps to {_MINUTE:,} further ones, a minute's at 100 a second, so that every item "
+            "vector changes. The value is all that is between the end of the fit and the activated version: the "
+            "bundle, what the gate compares, the files. The version before is in the same registry, on the file system "
+            "named above. The baseline makes the index as if there were none. Of the last stages none is part of "
+            "either."
         ),
         seconds=round(time.monotonic() - began, 1),
         quick=quick,
