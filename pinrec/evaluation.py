@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pinrec.budget import compress
 from pinrec.config import Mode, Vocabulary
 from pinrec.dataset import EventColumns
 from pinrec.exact import Rows
@@ -23,6 +24,8 @@ Search = Callable[[NDArray[np.float32], int], tuple[NDArray[np.float32], NDArray
 """(queries [M, D], k) -> scores [M, k] and catalogue rows [M, k], best first; `ItemIndex.search` is one."""
 
 BATCH: Final = 128
+_ALIKE: Final = 0.95  # cosine above which two embeddings of an outcome are one, as in serving by default
+_SHARES: Final = 1 << 20  # of a budget: `compress` adds up whole numbers
 _SPARE: Final = 22  # results of a search beyond the k wanted, as some of them were seen
 
 
@@ -103,8 +106,8 @@ def prequential(
     Returns:
         recall@k: share of targets among k items in all (the embeddings divide k among them), mean over users.
         recall@k_popularity: the same of the k most popular items, all surfaces together.
-        recall@k_unordered: the paper's measure: a target counts if any embedding has it in its own top k. It
-            retrieves more than k items, so it is not to be compared with the other two.
+        recall@k_unordered: the paper's measure: a target counts if any embedding has it in its own top k; those that
+            are nearly alike are one. It retrieves more than k items, so it is not to be compared with the other two.
         diversity: distinct items in all lists of k, over their summed length.
         users, targets, cold_users: counts; cold users (no history) are not tested.
         With k in place of the letter; recalls are NaN if no user could be tested.
@@ -266,13 +269,19 @@ class _Lists:
                 aim = int(self.outcome_E[self.leading])
                 action = torch.full_like(last, aim if aim >= 0 else min(model.vocabulary.engaging))
                 h_BD = model.decode(model.tokens(e_BED[:, self.leading], action, surface, now, now), cache)
-        shares = np.tile(self.share_E / steps, steps)
-        return [self._merge(own, shares, k) for own in self._unseen(torch.cat(emitted, 1).numpy(), seen, k)]
+        made_BED = torch.cat(emitted, 1).numpy()
+        share_BE, aimed_BE = (
+            np.broadcast_to(np.tile(of_step, steps), made_BED.shape[:2])
+            for of_step in (np.rint(_SHARES * self.share_E).astype(np.int64), self.outcome_E.numpy())
+        )
+        share_BE = compress(made_BED, aimed_BE, share_BE, _ALIKE)
+        found = self._unseen(made_BED, share_BE > 0, seen, k)
+        return [self._merge(own, share_E[share_E > 0], k) for own, share_E in zip(found, share_BE, strict=True)]
 
     def _unseen(
-        self, e_BED: NDArray[np.float32], seen: list[NDArray[np.int64]], k: int
+        self, e_BED: NDArray[np.float32], asked_BE: NDArray[np.bool_], seen: list[NDArray[np.int64]], k: int
     ) -> list[list[NDArray[np.int64]]]:
-        """For each row of the batch and each embedding the best rows of the catalogue, k if there are, none seen.
+        """For each row of the batch, of its embeddings that are asked for, the best k rows of the catalogue not seen.
 
         Few users have seen much of what is best for them: only for those is it searched as deep as might be needed.
         """
@@ -282,9 +291,9 @@ class _Lists:
         for fetch in sorted({min(k + _SPARE, deepest), deepest}):
             if not short:
                 break
-            _, found = self.search(np.concatenate([e_BED[b] for b in short]), fetch)
-            found_BEK, searched, short = found.reshape(len(short), e_BED.shape[1], -1), short, []
-            for b, found_EK in zip(searched, found_BEK, strict=True):
+            _, found = self.search(np.concatenate([e_BED[b, asked_BE[b]] for b in short]), fetch)
+            ends, searched, short = np.cumsum(asked_BE[short].sum(1)), short, []
+            for b, found_EK in zip(searched, np.split(found, ends[:-1]), strict=True):
                 may_EK = (found_EK >= 0) & ~np.isin(found_EK, seen[b])
                 lists[b] = [row[may] for row, may in zip(found_EK, may_EK, strict=True)]
                 if fetch < k + len(seen[b]) and int(may_EK.sum(1).min()) < k:
@@ -293,9 +302,10 @@ class _Lists:
 
     @staticmethod
     def _merge(
-        own: list[NDArray[np.int64]], shares: NDArray[np.float64], k: int
+        own: list[NDArray[np.int64]], shares: NDArray[Any], k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Divide k places by share: each goes to the embedding that is furthest behind its share."""
+        shares = shares / shares.sum()
         taken: list[int] = []
         used, at = np.zeros(len(own)), np.zeros(len(own), np.int64)
         open_ = np.array([len(row) > 0 for row in own])
