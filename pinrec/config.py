@@ -189,7 +189,11 @@ class GateSettings(Frozen):
     )
     recall_events: int = Field(500, ge=1, description="events both must have predicted before recall is compared")
     recall_confidence: float = Field(
-        0.9, ge=0.5, lt=1, description="how sure the gate must be that the loss of recall is larger, one-sided"
+        0.5,
+        ge=0.5,
+        lt=1,
+        description="how sure the gate must be that the loss of recall is larger, one-sided; 0.5: recall_drop alone "
+        "decides",
     )
     index_recall: float = Field(0.98, ge=0, le=1, description="least share of the exact best 100 that the index finds")
     users: int = Field(100, ge=20, description="users whose lists are looked at; the most recently active ones")

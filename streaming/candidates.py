@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 _EARLIER_ENGAGED: Final = (500, 5_000)
 _PER_USER: Final = 5
 _EARLIER_ROWS: Final = 200_000
-_EARLIER_USERS: Final = 250
+_EARLIER_USERS: Final = 500
 
 
 @dataclass(frozen=True, slots=True)

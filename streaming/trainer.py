@@ -328,9 +328,7 @@ class Trainer:
         self._note_published(decision.version, self._standing.reach)
         self._note(trained_until=manifest.trained_until, metrics=manifest.metrics, rounds=self._status.rounds + 1)
         self._announce(decision.version, manifest.trained_until, manifest.metrics)
-        self._prune()
-        self._archive.purge()
-        self._archive.merge()
+        self._tidy()
         return decision.version
 
     def _offer(
@@ -369,6 +367,9 @@ class Trainer:
             self._refused_items = catalogue
         self._give_up = decision.refusals
         self._follow()
+        self._tidy()
+
+    def _tidy(self) -> None:
         self._prune()
         self._archive.purge()
         self._archive.merge()
