@@ -7,88 +7,26 @@ items with no event in training, with 1 to 5, and with more, and what is found o
 the recommended items are truly worth.
 """
 
-import argparse
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.quality.cold_record import FEW, FOLDER, GROUPS, ColdRun, Group
-from benchmarks.quality.models import MODELS, catalogue_config, plain
-from benchmarks.quality.process import use_all_cores
-from benchmarks.result import ROOT, BenchmarkError, commit, machine
-from pinrec.config import Vocabulary
-from pinrec.contender import PinRec, PinRecRecipe
-from pinrec.dataset import EventColumns
-from pinrec.items import Catalogue, Item
+from benchmarks.quality.models import plain
+from benchmarks.quality.timed import Lists, Source, command, trained
+from benchmarks.result import ROOT, commit, machine
+from pinrec.contender import PinRec
 from pinrec.measures import BATCH, K
-from pinrec.protocols import Cases, Split, UserLog, by_time
-from pinrec.selection import fit_selected
-from streaming.log_columns import read_log_columns
-from streaming.simulator import Town, TownConfig
-
-_OPENS_AT: Final = 1_760_000_000.0
-EVERY: Final = 4
-"""Epochs between two looks at the validation cases."""
-
-Lists = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A log, a recipe for it, and where the truth is known the chance of a click on items of users."""
-
-    name: str
-    log: UserLog
-    recipe: PinRecRecipe
-    reward: Callable[[Cases, Lists], NDArray[np.float64]] | None = None
-
-
-def logged(data: Path, epochs: int | None) -> Source:
-    """A log of one's own."""
-    name = data.resolve().name
-    recipe = MODELS["pinrec"].config_for(name, "disjoint", epochs)
-    found = read_log_columns(data, config=catalogue_config(recipe))
-    return Source(name, UserLog.of(found.events, found.catalogue, found.vocabulary), recipe)
-
-
-def town(config: TownConfig, epochs: int | None) -> Source:
-    """The past of a simulated town, which knows what its inhabitants like."""
-    place, vocabulary = Town(config, _OPENS_AT), Vocabulary()
-    recipe = MODELS["pinrec"].config_for("town", "disjoint", epochs)
-    model = recipe.model.model_copy(update={"content_width": config.content_width})
-    events = list(place.past())
-    names = ("user_id", "item_id", "action", "surface", "timestamp", "item_type", "query", "feed_id")
-    columns = {name: [getattr(event, name) for event in events] for name in names}
-    items = [
-        Item(u.item_id, u.title, u.categories, u.embedding, u.created_at, u.author, u.numeric) for u in place.items()
-    ]
-    catalogue = Catalogue.of(items, model)
-    log = UserLog.of(EventColumns.of_columns(columns, vocabulary), catalogue, vocabulary)
-
-    def reward(cases: Cases, lists: Lists) -> NDArray[np.float64]:
-        chances = np.zeros(lists.shape)
-        for row, (user, list_K, hi) in enumerate(zip(cases.user, lists, cases.hi, strict=True)):
-            shown = list_K >= 0
-            ids = [catalogue.item_ids[item] for item in list_K[shown].tolist()]
-            at = float(log.events.timestamp[hi - 1])
-            chances[row, shown] = place.true_reward(log.events.user_ids[user], ids, "click", at)
-        return chances
-
-    return Source("town", log, replace(recipe, model=model), reward)
+from pinrec.protocols import Cases, Split, by_time
 
 
 def measure(source: Source, seed: int) -> ColdRun:
     """Train, ask, and count."""
     since = time.perf_counter()
     split = by_time(source.log)
-    contender = PinRec(split, source.recipe, seed)
-    fitted = fit_selected(contender, split.valid, every=EVERY, progress=lambda f: print(line(f), flush=True))
+    contender, fitted = trained(source, split, seed)
     cases = split.test
     lists = np.concatenate([contender.ranked(batch, K) for batch in cases.batches(BATCH)])
     popular = np.concatenate([_popular(contender, batch) for batch in cases.batches(BATCH)])
@@ -148,45 +86,25 @@ def _popular(contender: PinRec, cases: Cases) -> Lists:
     return lists
 
 
-def line(fitted: Any) -> str:
-    """Of an epoch, for who waits."""
-    last = fitted.curve[-1]
-    return f"epoch {last.epoch}, loss {last.loss:.4g}, {last.seconds:.0f} s"
-
-
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    options = _parse(arguments)
-    use_all_cores()
-    try:
-        source = town(TownConfig(), options.epochs) if options.town else logged(options.data, options.epochs)
-        run = measure(source, options.seed)
-    except (BenchmarkError, ValueError) as error:
-        print(f"quality: cold items: {error}", file=sys.stderr)
-        return 2
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{run.dataset}-cold-seed{run.seed}.json"
-    path.write_text(run.model_dump_json(indent=1) + "\n")
-    for label, group in run.groups.items():
-        recall = "-" if group.recall is None else f"{group.recall:.4f}"
-        print(f"{label}: {group.items} items, {group.answers:.1%} of the answers, recall@{K} {recall}")
-    print(path)
-    return 0
-
-
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.quality.cold",
-        description="Measure what becomes of items that were hardly or never seen in training.",
-        epilog="Example: python -m benchmarks.quality.cold --town",
+    return command(
+        arguments,
+        "cold",
+        "Measure what becomes of items that were hardly or never seen in training.",
+        FOLDER,
+        measure,
+        told,
     )
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--data", type=Path, help="folder with interactions.csv.gz, in the plain form")
-    which.add_argument("--town", action="store_true", help="the past of the simulated town")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, help="in place of the config's, for a trial")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the JSON")
-    return parser.parse_args(arguments)
+
+
+def told(run: ColdRun) -> list[str]:
+    """What the command says of a measure."""
+    recalls = {label: "-" if of.recall is None else f"{of.recall:.4f}" for label, of in run.groups.items()}
+    return [
+        f"{label}: {group.items} items, {group.answers:.1%} of the answers, recall@{K} {recalls[label]}"
+        for label, group in run.groups.items()
+    ]
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """The JSON of what became of cold items."""
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
-from benchmarks.quality.record import RESULTS, read_measures
-from benchmarks.result import Machine
+from benchmarks.quality.record import RESULTS, SideMeasure, read_measures
 
 FOLDER: Final = RESULTS / "cold"
 FEW: Final = 5
@@ -36,20 +35,10 @@ class Group(BaseModel):
         return self.found / self.targets if self.targets else None
 
 
-class ColdRun(BaseModel):
+class ColdRun(SideMeasure):
     """What one JSON file holds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    dataset: str
-    seed: int
-    users: int
     groups: dict[str, Group]
-    epoch: int
-    config: dict[str, Any]
-    commit: str
-    seconds: float
-    machine: Machine
 
 
 def read_colds(folder: Path) -> list[ColdRun]:

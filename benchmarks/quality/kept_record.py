@@ -1,12 +1,11 @@
 """The JSON of what it costs to keep users' keys and values in fewer bits."""
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
-from benchmarks.quality.record import RESULTS, read_measures
-from benchmarks.result import Machine
+from benchmarks.quality.record import RESULTS, SideMeasure, read_measures
 
 FOLDER: Final = RESULTS / "kept"
 EXACT: Final = "float32"
@@ -26,20 +25,10 @@ class KeptIn(BaseModel):
     """95 % of recall minus that with float32, by a bootstrap over users; null for float32."""
 
 
-class KeptRun(BaseModel):
+class KeptRun(SideMeasure):
     """What one JSON file holds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    dataset: str
-    seed: int
-    users: int
     types: dict[str, KeptIn]
-    epoch: int
-    config: dict[str, Any]
-    commit: str
-    seconds: float
-    machine: Machine
 
 
 def read_kept(folder: Path) -> list[KeptRun]:

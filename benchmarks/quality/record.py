@@ -109,6 +109,21 @@ def read_runs(folder: Path) -> list[Run]:
     return [read_run(path) for path in sorted(folder.glob("*.json"))]
 
 
+class SideMeasure(BaseModel):
+    """What the JSONs of measures beside the runs have in common."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str
+    seed: int
+    users: int
+    epoch: int
+    config: dict[str, Any]
+    commit: str
+    seconds: float
+    machine: Machine
+
+
 def read_measures(folder: Path, kind: type[M]) -> list[M]:
     """All JSONs of another kind of a folder, by name; none where there is no such folder.
 

@@ -6,7 +6,6 @@ from benchmarks.quality.cold_record import read_colds
 from benchmarks.quality.cold_report import cold_section
 from benchmarks.result import BenchmarkError
 from pinrec.protocols import Split, by_time
-from streaming.simulator import TownConfig
 from tests.unit.pinrec.small_split import user_log
 
 
@@ -32,10 +31,7 @@ def test_items_are_grouped_by_their_events_in_training_and_places_and_targets_co
     assert [group.reward for group in (never, seldom, often)] == pytest.approx([0.4, 0.1, 0.2])
 
 
-def test_a_small_town_is_measured_from_its_past_to_the_json(tmp_path, monkeypatch, capsys):
-    small = TownConfig(inhabitants=60, items=120, past_events=1_500, past_days=3)
-    monkeypatch.setattr(cold, "TownConfig", lambda: small)
-    monkeypatch.setattr(cold, "use_all_cores", lambda: None)
+def test_a_small_town_is_measured_from_its_past_to_the_json(tmp_path, small_town, capsys):
     assert cold.main(["--town", "--epochs", "1", "--out", str(tmp_path)]) == 0
     (run,) = read_colds(tmp_path)
     assert sum(group.items for group in run.groups.values()) == 120

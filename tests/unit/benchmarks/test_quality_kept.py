@@ -5,7 +5,6 @@ from benchmarks.quality import kept
 from benchmarks.quality.kept_record import TYPES, read_kept
 from benchmarks.quality.kept_report import kept_section
 from pinrec.protocols import by_time
-from streaming.simulator import TownConfig
 from tests.unit.pinrec.small_split import user_log
 
 
@@ -23,10 +22,7 @@ def test_lists_of_each_type_are_compared_with_those_of_float32():
     assert found["int8"].interval == (-1.0, 0.0)
 
 
-def test_a_small_town_is_measured_from_its_past_to_the_page(tmp_path, monkeypatch, capsys):
-    small = TownConfig(inhabitants=60, items=120, past_events=1_500, past_days=3)
-    monkeypatch.setattr(kept, "TownConfig", lambda: small)
-    monkeypatch.setattr(kept, "use_all_cores", lambda: None)
+def test_a_small_town_is_measured_from_its_past_to_the_page(tmp_path, small_town, capsys):
     assert kept.main(["--town", "--epochs", "1", "--out", str(tmp_path)]) == 0
     (run,) = read_kept(tmp_path)
     assert tuple(run.types) == TYPES
