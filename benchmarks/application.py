@@ -73,7 +73,12 @@ class Application:
         Demo(self._stack, source, self._progress).start()
         # Of whoever has done nothing yet nothing is known: a list of popular items costs less than a generated one.
         self.user_ids = sorted({event.user_id for event in source.past()[1]})
-        self.item_ids = [item.item_id for item in source.items()]
+        items = source.items()
+        self.item_ids = [item.item_id for item in items]
+        self.topics = [
+            [item.item_id for item in items if topic in item.categories[:1]]
+            for topic in sorted({topic for item in items for topic in item.categories[:1]})
+        ]
         self.await_idle()
         self.start_seconds = time.monotonic() - self._started
 

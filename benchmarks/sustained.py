@@ -23,6 +23,9 @@ from streaming.schema import EventCodec, UserEvent
 
 CONNECTIONS: Final = 8
 _PATIENCE_S: Final = 15.0
+_TOPICS_OF_A_USER: Final = 3
+_IN_VOGUE: Final = 50
+_ONE_GOES_AFTER_S: Final = 45.0
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,34 @@ class Load:
     host: str
     port: int
     user_ids: Sequence[str]
-    item_ids: Sequence[str]
+    topics: Sequence[Sequence[str]]
+    """Item ids by topic."""
     events_per_s: float
     queries_per_s: float
     seconds: float
     k: int = 20
     seed: int = 0
+
+
+class Tastes:
+    """What users act on: items in vogue, of the topics that each user keeps to.
+
+    Of each topic some tens of items are in vogue, those that have been for a middling time the most; every minute one
+    goes and another comes. So there is something to learn from every minute, and a version that has not seen the newest
+    knows a little less: of events drawn evenly from all items no model can know anything, and any two would be told
+    apart by chance.
+    """
+
+    def __init__(self, topics: Sequence[Sequence[str]], users: int, rng: random.Random) -> None:
+        self._topics, self._rng = topics, rng
+        few = min(_TOPICS_OF_A_USER, len(topics))
+        self._of_user = [rng.sample(range(len(topics)), few) for _ in range(users)]
+
+    def item_id(self, user: int, after_s: float) -> str:
+        """An item for a user to act on, so long after the load began."""
+        topic = self._topics[self._rng.choice(self._of_user[user])]
+        place = int(self._rng.triangular(0, _IN_VOGUE)) + int(after_s / _ONE_GOES_AFTER_S)
+        return topic[place % len(topic)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +104,7 @@ def watched(
         look: called with the status every `every_s`; one that cannot be had is left out, as queries are what counts.
     """
     host, port = application.http
-    users, items = application.user_ids, application.item_ids
-    load = Load(application.settings.kafka, host, port, users, items, *rates, seconds)
+    load = Load(application.settings.kafka, host, port, application.user_ids, application.topics, *rates, seconds)
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         looking = pool.submit(_look, application.url, name, look, every_s, stop, seconds, progress)
@@ -132,17 +156,19 @@ def run(load: Load) -> Sustained:
 
 def _publish(load: Load, began: float) -> int:
     rng = random.Random(load.seed)
+    tastes = Tastes(load.topics, len(load.user_ids), rng)
     surfaces = Vocabulary().surfaces
     count = round(load.events_per_s * load.seconds)
     with EventPublisher(load.kafka, EventCodec(Vocabulary())) as publisher:
         for i in range(count):
             due = began + i / load.events_per_s
             _until(due)
+            user = rng.randrange(len(load.user_ids))
             publisher.publish(
                 UserEvent(
                     event_id=f"sustained-{load.seed}-{began:.0f}-{i:08d}",
-                    user_id=rng.choice(load.user_ids),
-                    item_id=rng.choice(load.item_ids),
+                    user_id=load.user_ids[user],
+                    item_id=tastes.item_id(user, due - began),
                     action=rng.choice(("impression", "click", "click", "save")),
                     surface=rng.choice(surfaces),
                     timestamp=due,

@@ -19,12 +19,14 @@ _TIE: Final = 1e-5  # FAISS adds up in another order
 _BITS: Final = 4  # of a code: FAISS looks up 32 of them at once
 _LEAST_LOOKED_AT: Final = 64
 _MOST_LOOKED_AT: Final = 64  # rows for each one wanted: still far fewer than a scan of all vectors would score
+_DEPTHS: Final = (2, 4, 8, 16)  # the same in lists: where these do not do, it is the lists that miss the best
 _SCORED_TOGETHER: Final = 1 << 15  # rows: more would not stay in the cache, and memory is bounded by them
 _TRAINED_PER_LIST: Final = 64
 _TRAINED_CODES: Final = 16_384
 _LEAST_PER_LIST: Final = 39  # what FAISS wants at least to find a centroid
 _FIRST_VISITED: Final = 8
 _MOST_VISITED: Final = 1 / 8  # share of the lists beyond which a scan of all codes is as fast
+_TIMES_VISITED: Final = 4
 
 
 def use_threads(threads: int) -> None:
@@ -89,7 +91,7 @@ class ItemIndex:
         without any neighbourhoods, as of weights hardly trained, would need nearly all lists: of these all codes are
         scanned, or the vectors where codes do not tell them apart.
         Centroids, and finding each row's own, are nearly all of the cost: both are taken over from an older index as
-        long as that reaches the goal with at most twice the lists visited that its centroids began with.
+        long as that reaches the goal with at most four times the lists visited that its centroids began with.
 
         Args:
             table_ND: float32, L2-normalised.
@@ -104,9 +106,11 @@ class ItemIndex:
         if like is not None and stays_N is not None and like._serves_as_model(lists, width):
             for kept_N in (stays_N, np.full(items, -1)):
                 index, trained = like._followed_by(table_ND, kept_N), like._trained_nprobe
-                if index._visits(judge, recall_goal, trained, min(2 * trained, like._codes.nlist)):
-                    index.report = replace(index._report(judge), trained_nprobe=trained)
-                    return index
+                most = max(trained, min(_TIMES_VISITED * trained, _most_visited(like._codes.nlist)))
+                for index._looked_at in (depth for depth in _DEPTHS if depth >= like._looked_at):
+                    if index._visits(judge, recall_goal, trained, most):
+                        index.report = replace(index._report(judge), trained_nprobe=trained)
+                        return index
         turn_DD = _turn(table_ND.mean(0))
         spread_ND = _spread(table_ND, turn_DD)
         found = cls._in_lists(table_ND, spread_ND, turn_DD, lists, judge, recall_goal)
@@ -127,12 +131,12 @@ class ItemIndex:
         items, width = table_ND.shape
         centroid_CD = _centroids(spread_ND, lists)
         list_N = _nearest(centroid_CD, spread_ND)
-        most = min(lists, max(_FIRST_VISITED, round(_MOST_VISITED * lists)))
+        most = _most_visited(lists)
         if judge.share_in_lists(centroid_CD @ turn_DD, list_N, most) < recall_goal:
             return None
         sample = _sample(items, _TRAINED_CODES)
         # Half as many codes are scanned in half the time, where they tell the vectors apart.
-        for codes_of_a_row, depths in ((width // 2, (2,)), (width, (2, 4))):
+        for codes_of_a_row, depths in ((width // 2, _DEPTHS[:1]), (width, _DEPTHS)):
             ivf = _empty_ivf(centroid_CD, codes_of_a_row)
             ivf.pq.train(spread_ND[sample] - centroid_CD[list_N[sample]])
             index = cls(_turning(turn_DD, _filled(ivf, spread_ND, list_N)), None, table_ND)
@@ -367,6 +371,10 @@ def _nearest(centroid_CD: np.ndarray, spread_ND: np.ndarray) -> np.ndarray:
     near.add(centroid_CD)
     list_N: np.ndarray = near.search(spread_ND, 1)[1][:, 0]
     return list_N
+
+
+def _most_visited(lists: int) -> int:
+    return min(lists, max(_FIRST_VISITED, round(_MOST_VISITED * lists)))
 
 
 def _empty_ivf(centroid_CD: np.ndarray, codes_of_a_row: int) -> Any:

@@ -175,6 +175,19 @@ def test_an_index_takes_over_the_lists_of_an_older_one_and_finds_new_and_moved_i
     np.testing.assert_array_equal(centroids(once_more), centroids(older))
 
 
+def test_lists_are_kept_where_it_is_codes_that_no_longer_fit():
+    """Items of few kinds are many alike: what tells them apart is little, and codes lose it first."""
+    rng = np.random.default_rng(0)
+    kinds_ND = rng.normal(size=(10, 32))[rng.integers(0, 10, 20_000)]
+    x_ND = kinds_ND + 0.3 * np.arange(1, 33) ** -0.5 * rng.normal(size=kinds_ND.shape)
+    older = ItemIndex.build((x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True)).astype(np.float32), exact_below=0)
+    moved_ND = drifted(x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True), 0.1)
+    index = ItemIndex.build(moved_ND, exact_below=0, like=older, stays_N=np.arange(20_000))
+    np.testing.assert_array_equal(centroids(index), centroids(older))
+    assert index.report.looked_at > older.report.looked_at
+    assert index.recall(moved_ND) == index.report.recall >= 0.98
+
+
 def test_lists_that_no_longer_fit_are_found_anew(item_table):
     older = ItemIndex.build(item_table, exact_below=0)
     other = table(3_000, seed=9)
