@@ -91,7 +91,8 @@ class ItemIndex:
         without any neighbourhoods, as of weights hardly trained, would need nearly all lists: of these all codes are
         scanned, or the vectors where codes do not tell them apart.
         Centroids, and finding each row's own, are nearly all of the cost: both are taken over from an older index as
-        long as that reaches the goal with at most four times the lists visited that its centroids began with.
+        long as that reaches the goal with at most twice the lists visited that its centroids began with, or four times
+        as many where that is no more than an eighth of all.
 
         Args:
             table_ND: float32, L2-normalised.
@@ -106,8 +107,9 @@ class ItemIndex:
         if like is not None and stays_N is not None and like._serves_as_model(lists, width):
             for kept_N in (stays_N, np.full(items, -1)):
                 index, trained = like._followed_by(table_ND, kept_N), like._trained_nprobe
-                most = max(trained, min(_TIMES_VISITED * trained, _most_visited(like._codes.nlist)))
-                for index._looked_at in (depth for depth in _DEPTHS if depth >= like._looked_at):
+                all_lists = like._codes.nlist
+                most = max(min(2 * trained, all_lists), min(_TIMES_VISITED * trained, _most_visited(all_lists)))
+                for index._looked_at in (depth for depth in _DEPTHS if 2 * depth >= like._looked_at):
                     if index._visits(judge, recall_goal, trained, most):
                         index.report = replace(index._report(judge), trained_nprobe=trained)
                         return index
