@@ -1,0 +1,334 @@
+"""The forward pass for a few tokens, compiled: its arithmetic takes microseconds, a hundred calls into torch a hundred.
+
+Importing this module compiles it, which takes some seconds the first time; what was made is kept beside the bytecode.
+The interpreter's lock is not held while a function runs, so a service's other threads go on.
+
+Every function works for any shape; beyond some hundred tokens torch's matrix products are faster. Arrays are float32
+and contiguous where nothing else is said; a matrix has its inputs as rows.
+
+Shapes: as in `pinrec.fused`; also Y layers, C capacity of a cache, I inputs and O outputs of a matrix, F features.
+"""
+
+import math
+from typing import Final
+
+import numba as nb
+import numpy as np
+
+FLOAT32: Final = 0
+BFLOAT16: Final = 1
+INT8: Final = 2
+"""What keys and values are rounded to, as a number."""
+
+_LEAST: Final = np.float32(1e-20)
+_LEAST_NORM: Final = np.float32(1e-12)
+_LEAST_SCALE: Final = np.float32(1e-20)
+_LARGEST: Final = np.float32(127)
+_ROOT_HALF: Final = np.float32(0.5**0.5)
+_TURN: Final = np.float32(2 * math.pi)
+_ONE: Final = np.float32(1)
+_HALF: Final = np.float32(0.5)
+
+# Sums may be taken in any order, so that they use the width of the processor; nothing else is approximate.
+_sums = nb.njit(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
+_exact = nb.njit(error_model="numpy")
+
+
+@_sums
+def _add_product(x_TI, w_IO, y_TO):  # type: ignore[no-untyped-def]
+    """y += x w. Four inputs at a time, so that an output is read and written a quarter as often."""
+    tokens, inputs = x_TI.shape
+    outputs = w_IO.shape[1]
+    by_four = inputs - inputs % 4
+    for t in range(tokens):
+        for i in range(0, by_four, 4):
+            a, b, c, d = x_TI[t, i], x_TI[t, i + 1], x_TI[t, i + 2], x_TI[t, i + 3]
+            for o in range(outputs):
+                y_TO[t, o] += a * w_IO[i, o] + b * w_IO[i + 1, o] + c * w_IO[i + 2, o] + d * w_IO[i + 3, o]
+        for i in range(by_four, inputs):
+            a = x_TI[t, i]
+            for o in range(outputs):
+                y_TO[t, o] += a * w_IO[i, o]
+
+
+@_sums
+def _unit(x_TD, unit_TD):  # type: ignore[no-untyped-def]
+    """The vectors, of length 1; zeros stay zeros."""
+    tokens, width = x_TD.shape
+    for t in range(tokens):
+        squares = np.float32(0)
+        for d in range(width):
+            squares += x_TD[t, d] * x_TD[t, d]
+        scale = _ONE / max(np.float32(math.sqrt(squares)), _LEAST)
+        for d in range(width):
+            unit_TD[t, d] = x_TD[t, d] * scale
+
+
+@_sums
+def _normalise(x_TD):  # type: ignore[no-untyped-def]
+    """As torch's, in place."""
+    for t in range(len(x_TD)):
+        squares = np.float32(0)
+        for d in range(x_TD.shape[1]):
+            squares += x_TD[t, d] * x_TD[t, d]
+        scale = _ONE / max(np.float32(math.sqrt(squares)), _LEAST_NORM)
+        for d in range(x_TD.shape[1]):
+            x_TD[t, d] *= scale
+
+
+@_exact
+def _silu(x):  # type: ignore[no-untyped-def]
+    return x / (_ONE + np.float32(math.exp(-x)))
+
+
+@_exact
+def _gelu(x):  # type: ignore[no-untyped-def]
+    return _HALF * x * (_ONE + np.float32(math.erf(x * _ROOT_HALF)))
+
+
+@_exact
+def _to_bfloat16(x_K, bits_K):  # type: ignore[no-untyped-def]
+    """Round to the nearest number of eight significant bits, ties to even; `bits_K` is the same memory as uint32."""
+    for k in range(len(x_K)):
+        bits = bits_K[k]
+        bits_K[k] = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
+
+
+@_exact
+def _round(x_K, kept, one, one_bits):  # type: ignore[no-untyped-def]
+    """See `pinrec.kept.rounded`. `one`: room for a number, `one_bits` the same as uint32."""
+    if kept == BFLOAT16:
+        _to_bfloat16(x_K, x_K.view(np.uint32))
+    elif kept == INT8:
+        most = _LEAST_SCALE
+        for k in range(len(x_K)):
+            most = max(most, abs(x_K[k]))
+        one[0] = most / _LARGEST
+        _to_bfloat16(one, one_bits)
+        for k in range(len(x_K)):
+            x_K[k] = np.float32(np.rint(x_K[k] / one[0])) * one[0]
+
+
+@_exact
+def _turn(x_K, other_K, cos_K, sin_K):  # type: ignore[no-untyped-def]
+    """Rotary angles, in place; sines of the first half are negative."""
+    half = len(x_K) // 2
+    for k in range(half):
+        other_K[k], other_K[half + k] = x_K[half + k], x_K[k]
+    for k in range(len(x_K)):
+        x_K[k] = x_K[k] * cos_K[k] + other_K[k] * sin_K[k]
+
+
+@_sums
+def _attend(q_K, key_LK, value_LK, length, score_L, attended_K):  # type: ignore[no-untyped-def]
+    """Softmax attention of one query to the first `length` positions."""
+    width = len(q_K)
+    scale = _ONE / np.float32(math.sqrt(width))
+    most = np.float32(-np.inf)
+    for at in range(length):
+        product = np.float32(0)
+        for k in range(width):
+            product += q_K[k] * key_LK[at, k]
+        score_L[at] = product * scale
+        most = max(most, score_L[at])
+    total = np.float32(0)
+    for at in range(length):
+        score_L[at] = np.float32(math.exp(score_L[at] - most))
+        total += score_L[at]
+    attended_K[:] = 0
+    for at in range(length):
+        for k in range(width):
+            attended_K[k] += score_L[at] * value_LK[at, k]
+    for k in range(width):
+        attended_K[k] /= total
+
+
+_f4, _f8, _i8 = nb.float32, nb.float64, nb.int64
+
+
+@nb.njit(
+    _f4[:, :, ::1](
+        _f4[:, :, ::1], _f4[:, :, :, ::1], _f4[:, :, :, ::1], nb.types.UniTuple(_i8, 2), _i8[::1],
+        nb.types.UniTuple(_f4[:, :, ::1], 4), _f4[:, ::1], _f4[::1], _f4[:, ::1], _f4[:, ::1], _i8,
+    ),
+    nogil=True,
+    error_model="numpy",
+    cache=True,
+)  # fmt: skip
+def extend(x_BND, key_YSCK, value_YSCK, steps, length_B, weights, bias_YO, norm_D, cos_PK, sin_PK, kept):  # type: ignore[no-untyped-def]
+    """See `FusedModel.extend`; keys and values are written behind each row's `length_B`.
+
+    Args:
+        key_YSCK, value_YSCK: S = B H or H B, as they lie.
+        steps: how far the next row, and the next head, are in S.
+        weights: of all layers: of queries, keys, values and gate [Y, D, 4 D]; of the attention's output [Y, D, D]; of
+            gate and values of the feed-forward [Y, D, 2 F]; of its output [Y, F, D].
+        bias_YO: of the first.
+        cos_PK, sin_PK: see `_turn`, by position.
+        kept: see `_round`.
+    """
+    rows, more, width = x_BND.shape
+    layers, _, capacity, head_width = key_YSCK.shape
+    heads, (row_step, head_step) = width // head_width, steps
+    first, out, both, down = weights
+    hidden = down.shape[1]
+    tokens = rows * more
+    x_TD = x_BND.copy().reshape(tokens, width)
+    unit_TD, joined_TD = np.empty((tokens, width), np.float32), np.empty((tokens, width), np.float32)
+    y_TO, z_TO = np.empty((tokens, 4 * width), np.float32), np.empty((tokens, 2 * hidden), np.float32)
+    inner_TF = np.empty((tokens, hidden), np.float32)
+    score_L, other_K, one = np.empty(capacity, np.float32), np.empty(head_width, np.float32), np.empty(1, np.float32)
+    one_bits = one.view(np.uint32)
+    for layer in range(layers):
+        _unit(x_TD, unit_TD)
+        for t in range(tokens):
+            for o in range(4 * width):
+                y_TO[t, o] = bias_YO[layer, o]
+        _add_product(unit_TD, first[layer], y_TO)
+        for t in range(tokens):
+            b = t // more
+            position = length_B[b] + t % more
+            for h in range(2 * heads):
+                _turn(y_TO[t, h * head_width : (h + 1) * head_width], other_K, cos_PK[position], sin_PK[position])
+            for h in range(heads):
+                s = b * row_step + h * head_step
+                key_K, value_K = key_YSCK[layer, s, position], value_YSCK[layer, s, position]
+                for k in range(head_width):
+                    key_K[k] = y_TO[t, width + h * head_width + k]
+                    value_K[k] = y_TO[t, 2 * width + h * head_width + k]
+                _round(key_K, kept, one, one_bits)
+                _round(value_K, kept, one, one_bits)
+        for t in range(tokens):
+            b = t // more
+            for h in range(heads):
+                here, s = slice(h * head_width, (h + 1) * head_width), b * row_step + h * head_step
+                seen = length_B[b] + t % more + 1
+                _attend(y_TO[t, here], key_YSCK[layer, s], value_YSCK[layer, s], seen, score_L, joined_TD[t, here])
+            for d in range(width):
+                joined_TD[t, d] *= _silu(y_TO[t, 3 * width + d])
+        _add_product(joined_TD, out[layer], x_TD)
+        _unit(x_TD, unit_TD)
+        for t in range(tokens):
+            for o in range(2 * hidden):
+                z_TO[t, o] = 0
+        _add_product(unit_TD, both[layer], z_TO)
+        for t in range(tokens):
+            for f in range(hidden):
+                inner_TF[t, f] = _silu(z_TO[t, f]) * z_TO[t, hidden + f]
+        _add_product(inner_TF, down[layer], x_TD)
+    _unit(x_TD, unit_TD)
+    for t in range(tokens):
+        for d in range(width):
+            x_TD[t, d] = unit_TD[t, d] * norm_D[d]
+    return x_TD.reshape(rows, more, width)
+
+
+@_exact
+def _log_time(span_s, max_s, frequency_F, phase_F, features):  # type: ignore[no-untyped-def]
+    """See `pinrec.heads.LogTime`: writes 1 + F features."""
+    scaled = np.float32(math.log1p(min(max(span_s, 0.0), max_s))) * np.float32(1 / math.log1p(max_s))
+    features[0] = scaled
+    for f in range(len(frequency_F)):
+        features[1 + f] = np.float32(math.sin(phase_F[f] + scaled * frequency_F[f]))
+
+
+@nb.njit(
+    _f4[:, ::1](
+        _f4[:, ::1], _i8[::1], _f8[::1], _f8[::1], _f4[:, ::1], _f4[:, ::1], _f8[::1], _f8, _f4[::1], _f4[::1],
+        _f4[::1],
+    ),
+    nogil=True,
+    error_model="numpy",
+    cache=True,
+)  # fmt: skip
+def tokens(item_TD, pair_T, at_T, before_T, matrix_ID, pair_QD, period_3, max_s, frequency_F, phase_F, no_previous_F):  # type: ignore[no-untyped-def]
+    """See `PinRecModel.tokens`.
+
+    Args:
+        pair_T: int64, row of `pair_QD` that a token begins with.
+        at_T, before_T: float64, epoch s of each event and of the one before it; NaN = there is none.
+        matrix_ID: of item vector, calendar and pause.
+        period_3, max_s: float64, s: of the calendar, and of the longest pause.
+        no_previous_F: features of no pause.
+    """
+    count, width = item_TD.shape
+    periods, pauses = len(period_3), 1 + len(frequency_F)
+    features_TI = np.empty((count, width + 2 * periods + pauses), np.float32)
+    x_TD = np.empty((count, width), np.float32)
+    for t in range(count):
+        x_TD[t] = pair_QD[pair_T[t]]
+        features_TI[t, :width] = item_TD[t]
+        for p in range(periods):
+            turns = at_T[t] / period_3[p]
+            angle = np.float32((turns - math.floor(turns)) * 2 * math.pi)
+            features_TI[t, width + p] = np.float32(math.sin(angle))
+            features_TI[t, width + periods + p] = np.float32(math.cos(angle))
+        pause = features_TI[t, width + 2 * periods :]
+        if math.isnan(before_T[t]):
+            pause[:] = no_previous_F
+        else:
+            _log_time(at_T[t] - before_T[t], max_s, frequency_F, phase_F, pause)
+    _add_product(features_TI, matrix_ID, x_TD)
+    return x_TD
+
+
+@nb.njit(
+    _f4[:, :, ::1](
+        _f4[:, ::1], _i8[:, ::1], _f4[:, ::1], nb.types.UniTuple(_f4[:, ::1], 4), nb.types.UniTuple(_f4[::1], 4),
+        _f4[:, ::1], _f4[::1], _f8, _f4[::1], _f4[::1],
+    ),
+    nogil=True,
+    error_model="numpy",
+    cache=True,
+)  # fmt: skip
+def head(h_BD, pair_BE, offset_s_BE, weights, biases, pair_QF, no_offset_F, max_s, frequency_F, phase_F):  # type: ignore[no-untyped-def]
+    """See `PinRecModel.head`.
+
+    Args:
+        pair_BE: int64, row of `pair_QF`: outcome and surface.
+        offset_s_BE: s; negative = none.
+        weights, biases: of state, both layers of the offset, and output.
+    """
+    rows, embeddings = pair_BE.shape
+    width = h_BD.shape[1]
+    state, offset, offset_out, out = weights
+    state_bias, offset_bias, offset_out_bias, out_bias = biases
+    between, hidden = offset.shape[1], state.shape[1]
+    state_BF = np.empty((rows, hidden), np.float32)
+    for b in range(rows):
+        for f in range(hidden):
+            state_BF[b, f] = state_bias[f]
+    _add_product(h_BD, state, state_BF)
+    time_1I, between_1F = np.empty((1, 1 + len(frequency_F)), np.float32), np.empty((1, between), np.float32)
+    offset_EF, inner_EF = np.empty((embeddings, hidden), np.float32), np.empty((embeddings, hidden), np.float32)
+    e_BED = np.empty((rows, embeddings, width), np.float32)
+    for b in range(rows):
+        for e in range(embeddings):
+            seconds = offset_s_BE[b, e]
+            same = 0
+            while offset_s_BE[b, same] != seconds:  # every outcome has the same offsets
+                same += 1
+            if same < e:
+                for f in range(hidden):
+                    offset_EF[e, f] = offset_EF[same, f]
+            elif seconds >= 0:
+                _log_time(np.float64(seconds), max_s, frequency_F, phase_F, time_1I[0])
+                for f in range(between):
+                    between_1F[0, f] = offset_bias[f]
+                _add_product(time_1I, offset, between_1F)
+                for f in range(between):
+                    between_1F[0, f] = _gelu(between_1F[0, f])
+                for f in range(hidden):
+                    offset_EF[e, f] = offset_out_bias[f]
+                _add_product(between_1F, offset_out, offset_EF[e : e + 1])
+            else:
+                for f in range(hidden):
+                    offset_EF[e, f] = no_offset_F[f]
+            pair = pair_BE[b, e]
+            for f in range(hidden):
+                inner_EF[e, f] = _gelu(state_BF[b, f] + (pair_QF[pair, f] + offset_EF[e, f]))
+            for d in range(width):
+                e_BED[b, e, d] = h_BD[b, d] + out_bias[d]
+        _add_product(inner_EF, out, e_BED[b])
+        _normalise(e_BED[b])
+    return e_BED
