@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pinrec.arena import PagedCache
 from pinrec.backbone import KVCache
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class FewTokens:
         self, x_BND: np.ndarray, cache: "_Cache", kept: torch.dtype, length_B: np.ndarray
     ) -> np.ndarray:
         made: np.ndarray = self._kernels.extend(
-            x_BND, cache.key, cache.value, cache.steps, length_B, self._weights, self._bias_YO, self._norm_D,
+            x_BND, *cache.pages, cache.key, cache.value, cache.steps, length_B, self._weights, self._bias_YO, self._norm_D,
             *cache.angles, self._kept[kept],
         )  # fmt: skip
         return made
@@ -116,6 +117,10 @@ class _Cache:
     """Keys and values as the kernel takes them: rows and heads are one dimension, whichever of them comes first."""
 
     def __init__(self, cache: KVCache, angles: tuple[Tensor, Tensor]) -> None:
+        self.angles = tuple(x.numpy() for x in angles)
+        if isinstance(cache, PagedCache) and cache.pages is not None:
+            self.pages, (self.key, self.value), self.steps = cache.pages, cache.own, (cache.heads, 1)
+            return
         _, rows, heads, capacity, width = cache.key.shape
         turned = cache.key.transpose(1, 2), cache.value.transpose(1, 2)
         if all(x.is_contiguous() for x in turned):
@@ -124,7 +129,8 @@ class _Cache:
             cache.key, cache.value = cache.key.contiguous(), cache.value.contiguous()
             both, self.steps = (cache.key, cache.value), (heads, 1)
         self.key, self.value = (x.view(len(x), rows * heads, capacity, width).numpy() for x in both)
-        self.angles = tuple(x.numpy() for x in angles)
+        nowhere = np.zeros((1, 1, 1, 1, width), np.uint16)
+        self.pages = (nowhere, nowhere), np.zeros((rows, 1), np.int64), np.zeros(rows, np.int64)
 
 
 def _array(x: Tensor) -> np.ndarray:

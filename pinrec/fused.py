@@ -75,7 +75,7 @@ class FusedModel:
         assert len(cache.length_B) == rows
         cache.reserve(more)
         if self.few is not None and rows * more <= MOST:
-            h_BND = self.few.extend(x_BND, cache, kept, self._angles.of_first(cache.capacity))
+            h_BND = self.few.extend(x_BND, cache, kept, self._angles.of_first(cache.longest + more))
             cache.grow(more)
             return h_BND
         places = cache.places(more)
@@ -103,7 +103,7 @@ class FusedModel:
         if self.few is None or aims.outcome_BE.numel() > MOST:
             return None
         cache.reserve(steps - 1)
-        return self.few.steps(h_BD, cache, moment, aims, steps, self._angles.of_first(cache.capacity))
+        return self.few.steps(h_BD, cache, moment, aims, steps, self._angles.of_first(cache.longest + steps))
 
     def _normed(self, x_TD: Tensor) -> Tensor:
         h_TD: Tensor = _unit(x_TD) * self.norm_D

@@ -28,6 +28,11 @@ _ROOT_HALF: Final = np.float32(0.5**0.5)
 _TURN: Final = np.float32(2 * math.pi)
 _ONE: Final = np.float32(1)
 _HALF: Final = np.float32(0.5)
+_EXP: Final = (
+    np.float32(1.3981999507e-3), np.float32(8.3334519073e-3), np.float32(4.1665795894e-2), np.float32(1.6666665459e-1),
+    np.float32(0.5),
+)  # fmt: skip
+_ERF: Final = np.float32(-1.453152027), np.float32(1.421413741), np.float32(-0.284496736), np.float32(0.254829592)
 
 # Sums may be taken in any order, so that they use the width of the processor; nothing else is approximate.
 _sums = nb.njit(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
@@ -76,14 +81,33 @@ def _normalise(x_TD):  # type: ignore[no-untyped-def]
             x_TD[t, d] *= scale
 
 
-@_exact
+@_sums
+def _exp(x):  # type: ignore[no-untyped-def]
+    """To the last bit but one, for many numbers at once: 2^n of a polynomial (Cephes, expf)."""
+    x = min(max(x, np.float32(-87)), np.float32(88))
+    n = np.float32(math.floor(x * np.float32(1.44269504) + _HALF))
+    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)  # of ln 2 in two parts
+    p = np.float32(1.9875691500e-4)
+    for factor in _EXP:
+        p = p * r + factor
+    return (p * r * r + r + _ONE) * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+@_sums
 def _silu(x):  # type: ignore[no-untyped-def]
-    return x / (_ONE + np.float32(math.exp(-x)))
+    return x / (_ONE + _exp(-x))
 
 
-@_exact
+@_sums
 def _gelu(x):  # type: ignore[no-untyped-def]
-    return _HALF * x * (_ONE + np.float32(math.erf(x * _ROOT_HALF)))
+    """With erf to 1.5e-7 (Abramowitz and Stegun 7.1.26)."""
+    z = abs(x) * _ROOT_HALF
+    t = _ONE / (_ONE + np.float32(0.3275911) * z)
+    p = np.float32(1.061405429)
+    for factor in _ERF:
+        p = p * t + factor
+    erf = _ONE - p * t * _exp(-z * z)
+    return _HALF * x * (_ONE + (erf if x >= 0 else -erf))
 
 
 @_exact
@@ -120,45 +144,80 @@ def _turn(x_K, other_K, cos_K, sin_K):  # type: ignore[no-untyped-def]
 
 
 @_sums
-def _attend(q_K, key_LK, value_LK, length, score_L, attended_K):  # type: ignore[no-untyped-def]
-    """Softmax attention of one query to the first `length` positions."""
-    width = len(q_K)
+def _attend(q_K, pages, own, score_L, page_P, bits_P, attended_K):  # type: ignore[no-untyped-def]
+    """Softmax attention of one query to positions in pages of bfloat16, and behind them to some of its own.
+
+    Args:
+        pages: memories of keys and values [Y, H, N, P, K], layer, head, blocks [M] of the row, positions in them.
+        own: keys and values [Y, S, C, K], layer, place in S, positions.
+        page_P: room for a page of numbers; `bits_P` the same as uint32.
+    """
+    key_YHNPK, value_YHNPK, layer, head_, block_M, paged = pages
+    key_YSCK, value_YSCK, _, s, more = own
+    width, size = len(q_K), key_YHNPK.shape[3]
     scale = _ONE / np.float32(math.sqrt(width))
     most = np.float32(-np.inf)
-    for at in range(length):
+    for begin in range(0, paged, size):
+        block, count = block_M[begin // size], min(size, paged - begin)
+        for p in range(count):
+            for k in range(width):
+                bits_P[p * width + k] = np.uint32(key_YHNPK[layer, head_, block, p, k]) << np.uint32(16)
+        for p in range(count):
+            product = np.float32(0)
+            for k in range(width):
+                product += q_K[k] * page_P[p * width + k]
+            score_L[begin + p] = product * scale
+            most = max(most, score_L[begin + p])
+    for at in range(more):
         product = np.float32(0)
         for k in range(width):
-            product += q_K[k] * key_LK[at, k]
-        score_L[at] = product * scale
-        most = max(most, score_L[at])
+            product += q_K[k] * key_YSCK[layer, s, at, k]
+        score_L[paged + at] = product * scale
+        most = max(most, score_L[paged + at])
     total = np.float32(0)
-    for at in range(length):
-        score_L[at] = np.float32(math.exp(score_L[at] - most))
+    for at in range(paged + more):
+        score_L[at] = _exp(score_L[at] - most)
         total += score_L[at]
-    attended_K[:] = 0
-    for at in range(length):
+    for k in range(width):
+        attended_K[k] = 0
+    for begin in range(0, paged, size):
+        block, count = block_M[begin // size], min(size, paged - begin)
+        for p in range(count):
+            for k in range(width):
+                bits_P[p * width + k] = np.uint32(value_YHNPK[layer, head_, block, p, k]) << np.uint32(16)
+        for p in range(count):
+            for k in range(width):
+                attended_K[k] += score_L[begin + p] * page_P[p * width + k]
+    for at in range(more):
         for k in range(width):
-            attended_K[k] += score_L[at] * value_LK[at, k]
+            attended_K[k] += score_L[paged + at] * value_YSCK[layer, s, at, k]
     for k in range(width):
         attended_K[k] /= total
 
 
-_f4, _f8, _i8 = nb.float32, nb.float64, nb.int64
+_f4, _f8, _i8, _u2 = nb.float32, nb.float64, nb.int64, nb.uint16
 
 
 @nb.njit(
     _f4[:, :, ::1](
-        _f4[:, :, ::1], _f4[:, :, :, ::1], _f4[:, :, :, ::1], nb.types.UniTuple(_i8, 2), _i8[::1],
+        _f4[:, :, ::1], nb.types.UniTuple(_u2[:, :, :, :, ::1], 2), _i8[:, ::1], _i8[::1], _f4[:, :, :, ::1],
+        _f4[:, :, :, ::1], nb.types.UniTuple(_i8, 2), _i8[::1],
         nb.types.UniTuple(_f4[:, :, ::1], 4), _f4[:, ::1], _f4[::1], _f4[:, ::1], _f4[:, ::1], _i8,
     ),
     nogil=True,
     error_model="numpy",
     cache=True,
 )  # fmt: skip
-def extend(x_BND, key_YSCK, value_YSCK, steps, length_B, weights, bias_YO, norm_D, cos_PK, sin_PK, kept):  # type: ignore[no-untyped-def]
+def extend(  # type: ignore[no-untyped-def]
+    x_BND, memories, block_BM, paged_B, key_YSCK, value_YSCK, steps, length_B, weights, bias_YO, norm_D, cos_PK, sin_PK,
+    kept,
+):  # fmt: skip
     """See `FusedModel.extend`; keys and values are written behind each row's `length_B`.
 
     Args:
+        memories: keys and values in pages of bfloat16, uint16[Y, H, N, P, K].
+        block_BM: int64, each row's pages; what they hold is only read.
+        paged_B: int64, each row's first positions, which lie in its pages; the others are its own.
         key_YSCK, value_YSCK: S = B H or H B, as they lie.
         steps: how far the next row, and the next head, are in S.
         weights: of all layers: of queries, keys, values and gate [Y, D, 4 D]; of the attention's output [Y, D, D]; of
@@ -177,8 +236,12 @@ def extend(x_BND, key_YSCK, value_YSCK, steps, length_B, weights, bias_YO, norm_
     unit_TD, joined_TD = np.empty((tokens, width), np.float32), np.empty((tokens, width), np.float32)
     y_TO, z_TO = np.empty((tokens, 4 * width), np.float32), np.empty((tokens, 2 * hidden), np.float32)
     inner_TF = np.empty((tokens, hidden), np.float32)
-    score_L, other_K, one = np.empty(capacity, np.float32), np.empty(head_width, np.float32), np.empty(1, np.float32)
-    one_bits = one.view(np.uint32)
+    longest = 0
+    for b in range(rows):
+        longest = max(longest, paged_B[b])
+    score_L, other_K = np.empty(longest + capacity, np.float32), np.empty(head_width, np.float32)
+    page_P, one = np.empty(memories[0].shape[3] * head_width, np.float32), np.empty(1, np.float32)
+    bits_P, one_bits = page_P.view(np.uint32), one.view(np.uint32)
     for layer in range(layers):
         _unit(x_TD, unit_TD)
         for t in range(tokens):
@@ -192,7 +255,8 @@ def extend(x_BND, key_YSCK, value_YSCK, steps, length_B, weights, bias_YO, norm_
                 _turn(y_TO[t, h * head_width : (h + 1) * head_width], other_K, cos_PK[position], sin_PK[position])
             for h in range(heads):
                 s = b * row_step + h * head_step
-                key_K, value_K = key_YSCK[layer, s, position], value_YSCK[layer, s, position]
+                at = position - paged_B[b]
+                key_K, value_K = key_YSCK[layer, s, at], value_YSCK[layer, s, at]
                 for k in range(head_width):
                     key_K[k] = y_TO[t, width + h * head_width + k]
                     value_K[k] = y_TO[t, 2 * width + h * head_width + k]
@@ -202,8 +266,9 @@ def extend(x_BND, key_YSCK, value_YSCK, steps, length_B, weights, bias_YO, norm_
             b = t // more
             for h in range(heads):
                 here, s = slice(h * head_width, (h + 1) * head_width), b * row_step + h * head_step
-                seen = length_B[b] + t % more + 1
-                _attend(y_TO[t, here], key_YSCK[layer, s], value_YSCK[layer, s], seen, score_L, joined_TD[t, here])
+                pages = memories[0], memories[1], layer, h, block_BM[b], paged_B[b]
+                own = key_YSCK, value_YSCK, layer, s, length_B[b] + t % more + 1 - paged_B[b]
+                _attend(y_TO[t, here], pages, own, score_L, page_P, bits_P, joined_TD[t, here])
             for d in range(width):
                 joined_TD[t, d] *= _silu(y_TO[t, 3 * width + d])
         _add_product(joined_TD, out[layer], x_TD)
