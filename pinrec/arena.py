@@ -84,7 +84,7 @@ class Arena:
     def index(self, held: list[list[int]], length_B: Tensor, room: int = 0) -> np.ndarray:
         """int64[B, M], the blocks of each row, and behind them nobody's, for its positions and so many more."""
         most = -(-(int(length_B.max()) + room + ROOM) // POSITIONS)
-        index_BM = np.full((len(held), max(most, max(map(len, held)))), self.blocks)
+        index_BM = np.full((len(held), max(most, *map(len, held))), self.blocks)
         for row_M, blocks in zip(index_BM, held, strict=True):
             row_M[: len(blocks)] = blocks
         return index_BM
@@ -181,15 +181,19 @@ class PagedCache(KVCache):
 
     def new(self, number: int, row_T: Tensor, at_T: Tensor) -> Tensor:
         """Keys (0) or values (1) of positions behind the pages, [Y, H, T, K]."""
-        own_YBHCK = torch.from_numpy(self.own[number]).unflatten(1, (-1, self.heads))
+        own_YBHCK = self._rows(self.own[number])
         return own_YBHCK[:, row_T, :, at_T - self._paged_B[row_T]].permute(1, 2, 0, 3)
+
+    def _rows(self, own_YSCK: np.ndarray) -> Tensor:
+        layers, _, capacity, width = own_YSCK.shape
+        return torch.from_numpy(own_YSCK).view(layers, len(self._held), self.heads, capacity, width)
 
     def _whole(self) -> tuple[Tensor, Tensor]:
         if self.pages is not None:
             own = self.own[0].shape[2]
             both = self._arena.copied(self._arena.index(self._held, self._paged_B, own))
             for whole_YBHCK, own_YSCK in zip(both, self.own, strict=True):
-                own_YBHCK = torch.from_numpy(own_YSCK).unflatten(1, (-1, self.heads))
+                own_YBHCK = self._rows(own_YSCK)
                 for b, at in enumerate(self._paged_B.tolist()):
                     whole_YBHCK[:, b, :, at : at + own] = own_YBHCK[:, b]
             self._both, self.pages = both, None

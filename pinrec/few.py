@@ -28,7 +28,8 @@ class FewTokens:
     """
 
     def __init__(self, model: "FusedModel") -> None:
-        from pinrec import kernels  # noqa: PLC0415: compiled here, where there is a model to run
+        # Compiled here, where there is a model to run, and not for who only imports this.
+        from pinrec import kernels  # noqa: PLC0415
 
         self._kernels = kernels
         self._kept = {torch.float32: kernels.FLOAT32, torch.bfloat16: kernels.BFLOAT16, torch.int8: kernels.INT8}
@@ -97,12 +98,10 @@ class FewTokens:
         cache.grow(steps - 1)
         return torch.from_numpy(np.concatenate(made, 1))
 
-    def _extended(
-        self, x_BND: np.ndarray, cache: "_Cache", kept: torch.dtype, length_B: np.ndarray
-    ) -> np.ndarray:
+    def _extended(self, x_BND: np.ndarray, cache: "_Cache", kept: torch.dtype, length_B: np.ndarray) -> np.ndarray:
         made: np.ndarray = self._kernels.extend(
-            x_BND, *cache.pages, cache.key, cache.value, cache.steps, length_B, self._weights, self._bias_YO, self._norm_D,
-            *cache.angles, self._kept[kept],
+            x_BND, *cache.pages, cache.key, cache.value, cache.steps, length_B, self._weights, self._bias_YO,
+            self._norm_D, *cache.angles, self._kept[kept],
         )  # fmt: skip
         return made
 

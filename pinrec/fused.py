@@ -229,4 +229,3 @@ class _Head:
         state_BF = F.linear(h_BD, self.state, self.state_bias)
         hidden = F.gelu(state_BF[:, None] + condition_TF.view(*outcome_BE.shape, -1))
         return F.normalize(h_BD[:, None] + F.linear(hidden, self.out, self.out_bias), dim=-1)
-

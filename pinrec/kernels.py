@@ -10,7 +10,8 @@ Shapes: as in `pinrec.fused`; also Y layers, C capacity of a cache, I inputs and
 """
 
 import math
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import numba as nb
 import numpy as np
@@ -35,13 +36,29 @@ _EXP: Final = (
 _ERF: Final = np.float32(-1.453152027), np.float32(1.421413741), np.float32(-0.284496736), np.float32(0.254829592)
 
 # Sums may be taken in any order, so that they use the width of the processor; nothing else is approximate.
+
+
+def _compiled(*signature: Any) -> Callable[[Callable[..., np.ndarray]], Callable[..., np.ndarray]]:
+    """Compile a function for these types now; what is made is kept, where there is a folder to keep it in."""
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+
+    def compiled(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+        try:
+            made: Callable[..., np.ndarray] = nb.njit(*signature, cache=True, **options)(function)
+        except RuntimeError:  # neither beside the bytecode nor in the user's own folder
+            made = nb.njit(*signature, **options)(function)
+        return made
+
+    return compiled
+
+
 _sums = nb.njit(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
 _exact = nb.njit(error_model="numpy")
 
 
 @_sums
 def _add_product(x_TI, w_IO, y_TO):  # type: ignore[no-untyped-def]
-    """y += x w. Four inputs at a time, so that an output is read and written a quarter as often."""
+    """Add x w to y. Four inputs at a time, so that an output is read and written a quarter as often."""
     tokens, inputs = x_TI.shape
     outputs = w_IO.shape[1]
     by_four = inputs - inputs % 4
@@ -198,15 +215,12 @@ def _attend(q_K, pages, own, score_L, page_P, bits_P, attended_K):  # type: igno
 _f4, _f8, _i8, _u2 = nb.float32, nb.float64, nb.int64, nb.uint16
 
 
-@nb.njit(
+@_compiled(
     _f4[:, :, ::1](
         _f4[:, :, ::1], nb.types.UniTuple(_u2[:, :, :, :, ::1], 2), _i8[:, ::1], _i8[::1], _f4[:, :, :, ::1],
         _f4[:, :, :, ::1], nb.types.UniTuple(_i8, 2), _i8[::1],
         nb.types.UniTuple(_f4[:, :, ::1], 4), _f4[:, ::1], _f4[::1], _f4[:, ::1], _f4[:, ::1], _i8,
     ),
-    nogil=True,
-    error_model="numpy",
-    cache=True,
 )  # fmt: skip
 def extend(  # type: ignore[no-untyped-def]
     x_BND, memories, block_BM, paged_B, key_YSCK, value_YSCK, steps, length_B, weights, bias_YO, norm_D, cos_PK, sin_PK,
@@ -297,14 +311,11 @@ def _log_time(span_s, max_s, frequency_F, phase_F, features):  # type: ignore[no
         features[1 + f] = np.float32(math.sin(phase_F[f] + scaled * frequency_F[f]))
 
 
-@nb.njit(
+@_compiled(
     _f4[:, ::1](
         _f4[:, ::1], _i8[::1], _f8[::1], _f8[::1], _f4[:, ::1], _f4[:, ::1], _f8[::1], _f8, _f4[::1], _f4[::1],
         _f4[::1],
     ),
-    nogil=True,
-    error_model="numpy",
-    cache=True,
 )  # fmt: skip
 def tokens(item_TD, pair_T, at_T, before_T, matrix_ID, pair_QD, period_3, max_s, frequency_F, phase_F, no_previous_F):  # type: ignore[no-untyped-def]
     """See `PinRecModel.tokens`.
@@ -337,14 +348,11 @@ def tokens(item_TD, pair_T, at_T, before_T, matrix_ID, pair_QD, period_3, max_s,
     return x_TD
 
 
-@nb.njit(
+@_compiled(
     _f4[:, :, ::1](
         _f4[:, ::1], _i8[:, ::1], _f4[:, ::1], nb.types.UniTuple(_f4[:, ::1], 4), nb.types.UniTuple(_f4[::1], 4),
         _f4[:, ::1], _f4[::1], _f8, _f4[::1], _f4[::1],
     ),
-    nogil=True,
-    error_model="numpy",
-    cache=True,
 )  # fmt: skip
 def head(h_BD, pair_BE, offset_s_BE, weights, biases, pair_QF, no_offset_F, max_s, frequency_F, phase_F):  # type: ignore[no-untyped-def]
     """See `PinRecModel.head`.

@@ -135,9 +135,7 @@ class UserStates:
                 parts.append((part, Encoded(h_BD, cache, events.last_B, events.last_surface_B)))
         return parts
 
-    def _ends(
-        self, bundle: "Bundle", requests: Sequence[GenerationRequest], h_BLD: Tensor, count_B: Tensor
-    ) -> Tensor:
+    def _ends(self, bundle: "Bundle", requests: Sequence[GenerationRequest], h_BLD: Tensor, count_B: Tensor) -> Tensor:
         """The states behind so many new events of each; where nothing is new, the one that is kept."""
         if h_BLD.shape[1] == 1 and int(count_B.min()):
             return h_BLD[:, 0]
