@@ -6,6 +6,7 @@ row of their own.
 
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,24 +68,44 @@ class Arena:
         self._free = list(range(self.blocks - 1, -1, -1))
 
     def gather(self, held: list[list[int]], length_B: Tensor, room: int) -> KVCache:
-        """A cache (float32, a copy) of the rows that hold these blocks, with `room` free positions behind each.
+        """A cache of the rows that hold these blocks, with `room` free positions behind each.
+
+        Blocks of bfloat16 are read where they lie (`PagedCache`), others are copied: what is kept of a row must not
+        change, but behind its `length_B`, as long as the cache is used.
 
         Args:
             held: blocks of each row, in order.
             length_B: int64, positions of each row; what its blocks hold beyond is never read.
         """
-        layers, heads, width = self.shape
+        if self.dtype == torch.bfloat16:
+            return PagedCache(self, held, length_B, room)
+        return KVCache(*self.copied(self.index(held, length_B, room)), length_B.clone())
+
+    def index(self, held: list[list[int]], length_B: Tensor, room: int = 0) -> np.ndarray:
+        """int64[B, M], the blocks of each row, and behind them nobody's, for its positions and so many more."""
         most = -(-(int(length_B.max()) + room + ROOM) // POSITIONS)
-        index_BL = torch.full((len(held), most), self.blocks)
-        for row_L, blocks in zip(index_BL, held, strict=True):
-            row_L[: len(blocks)] = torch.tensor(blocks, dtype=torch.int64)
-        block_T = index_BL.flatten()
+        index_BM = np.full((len(held), max(most, *map(len, held))), self.blocks)
+        for row_M, blocks in zip(index_BM, held, strict=True):
+            row_M[: len(blocks)] = blocks
+        return index_BM
+
+    def copied(self, index_BM: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Keys and values (float32) of these blocks, [Y, B, H, M P, K] each."""
+        layers, heads, width = self.shape
+        rows, most = index_BM.shape
+        block_T = torch.from_numpy(index_BM).flatten()
         found = _picked(self._memory_2YHNPK, block_T).float()
         if self._scale_2YHNP1 is not None:
             scale = _picked(self._scale_2YHNP1, block_T).float()
             found = found.view(*scale.shape, width) * scale[..., None]
-        both = found.view(2, layers, heads, len(held), most * POSITIONS, width).transpose(2, 3)
-        return KVCache(both[0], both[1], length_B.clone())
+        both = found.view(2, layers, heads, rows, most * POSITIONS, width).transpose(2, 3)
+        return both[0], both[1]
+
+    @property
+    def pages(self) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and values of bfloat16 where they lie, uint16[Y, H, N, P, K] each."""
+        raw_2YHNPK = self._memory_2YHNPK.view(torch.uint16).numpy()
+        return raw_2YHNPK[0], raw_2YHNPK[1]
 
     def store(self, held: list[list[int]], cache: KVCache, since: list[int], until: list[int]) -> None:
         """Keep the positions [since, until) of the cache's rows in the blocks that the rows hold."""
@@ -94,13 +115,89 @@ class Arena:
             return
         row_T, at_T = torch.tensor(rows), torch.tensor(at)
         block_T = torch.tensor([held[row][position // POSITIONS] for row, position in zip(rows, at, strict=True)])
-        for number, cached in enumerate((cache.key, cache.value)):
-            new_YHTK = cached[:, row_T, :, at_T].permute(1, 2, 0, 3)  # indices with a slice between them go first
+        for number in range(2):
+            new_YHTK = cache.new(number, row_T, at_T)
             if self._scale_2YHNP1 is not None:
                 scale_YHT1 = scales(new_YHTK)
                 self._scale_2YHNP1[number][:, :, block_T, at_T % POSITIONS] = scale_YHT1.bfloat16()
                 new_YHTK = (new_YHTK / scale_YHT1).round_()
             self._memory_2YHNPK[number][:, :, block_T, at_T % POSITIONS] = new_YHTK.to(self.dtype)
+
+
+class PagedCache(KVCache):
+    """A cache whose rows begin in an arena's blocks and go on in memory of their own.
+
+    Whoever asks for `key` or `value` gets all of it in one piece; from then on it is an ordinary cache.
+
+    Attributes:
+        pages: what the kernels read: the arena's memories, int64[B, M] blocks, int64[B] positions in them; None = the
+            cache is in one piece.
+        own: keys and values float32[Y, B H, C, K] behind the pages.
+    """
+
+    def __init__(self, arena: Arena, held: list[list[int]], length_B: Tensor, room: int) -> None:
+        self._arena, self._held = arena, held
+        self._paged_B, self.length_B = length_B.clone(), length_B.clone()
+        self.longest = int(length_B.max())
+        layers, self.heads, width = arena.shape
+        shape = layers, len(held) * self.heads, room + ROOM, width
+        self.own = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        self.pages: tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray] | None = (
+            arena.pages, arena.index(held, length_B), self._paged_B.numpy(),
+        )  # fmt: skip
+
+    @property
+    def key(self) -> Tensor:
+        """Of all positions."""
+        return self._whole()[0]
+
+    @key.setter
+    def key(self, key_YBHCK: Tensor) -> None:
+        self._both = key_YBHCK, self._whole()[1]
+
+    @property
+    def value(self) -> Tensor:
+        """Of all positions."""
+        return self._whole()[1]
+
+    @value.setter
+    def value(self, value_YBHCK: Tensor) -> None:
+        self._both = self._whole()[0], value_YBHCK
+
+    @property
+    def capacity(self) -> int:
+        """Positions there is memory for in every row."""
+        return super().capacity if self.pages is None else int(self._paged_B.min()) + self.own[0].shape[2]
+
+    def reserve(self, more: int) -> None:
+        """Make room for at least `more` positions behind each row."""
+        if self.pages is None:
+            super().reserve(more)
+            return
+        needed = int((self.length_B - self._paged_B).max()) + more
+        if needed > self.own[0].shape[2]:
+            pad = (0, 0), (0, 0), (0, needed + ROOM - self.own[0].shape[2]), (0, 0)
+            self.own = np.pad(self.own[0], pad), np.pad(self.own[1], pad)
+
+    def new(self, number: int, row_T: Tensor, at_T: Tensor) -> Tensor:
+        """Keys (0) or values (1) of positions behind the pages, [Y, H, T, K]."""
+        own_YBHCK = self._rows(self.own[number])
+        return own_YBHCK[:, row_T, :, at_T - self._paged_B[row_T]].permute(1, 2, 0, 3)
+
+    def _rows(self, own_YSCK: np.ndarray) -> Tensor:
+        layers, _, capacity, width = own_YSCK.shape
+        return torch.from_numpy(own_YSCK).view(layers, len(self._held), self.heads, capacity, width)
+
+    def _whole(self) -> tuple[Tensor, Tensor]:
+        if self.pages is not None:
+            own = self.own[0].shape[2]
+            both = self._arena.copied(self._arena.index(self._held, self._paged_B, own))
+            for whole_YBHCK, own_YSCK in zip(both, self.own, strict=True):
+                own_YBHCK = self._rows(own_YSCK)
+                for b, at in enumerate(self._paged_B.tolist()):
+                    whole_YBHCK[:, b, :, at : at + own] = own_YBHCK[:, b]
+            self._both, self.pages = both, None
+        return self._both
 
 
 def _picked(memory_2YHNPK: Tensor, block_T: Tensor) -> Tensor:

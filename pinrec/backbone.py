@@ -45,7 +45,7 @@ class KVCache:
         assert length_B.shape == (key_YBHCK.shape[1],)
         assert length_B.dtype == torch.int64
         self.key, self.value, self.length_B = key_YBHCK, value_YBHCK, length_B
-        self._longest = int(length_B.max()) if longest is None else longest
+        self.longest = int(length_B.max()) if longest is None else longest
 
     @property
     def capacity(self) -> int:
@@ -54,7 +54,7 @@ class KVCache:
 
     def reserve(self, more: int) -> None:
         """Make room for at least `more` positions behind each row."""
-        if (positions := self._longest + more) > self.capacity:
+        if (positions := self.longest + more) > self.capacity:
             pad = (0, 0, 0, positions + ROOM - self.capacity)
             self.key, self.value = F.pad(self.key, pad), F.pad(self.value, pad)
 
@@ -85,17 +85,22 @@ class KVCache:
         value_BHCK[row_B1, :, places.position_BN] = value_BHNK.transpose(1, 2).to(self.value.dtype)
         return key_BHCK, value_BHCK
 
+    def new(self, number: int, row_T: Tensor, at_T: Tensor) -> Tensor:
+        """Keys (0) or values (1) of some positions of some rows, [Y, H, T, K]."""
+        # Indices with a slice between them go first.
+        return (self.key, self.value)[number][:, row_T, :, at_T].permute(1, 2, 0, 3)
+
     def grow(self, more: int) -> None:
         """Take `more` positions that were written behind each row as its own."""
         self.length_B = self.length_B + more
-        self._longest += more
+        self.longest += more
 
     def rewind(self, length_B: Tensor) -> None:
         """Forget what came after `length_B`: undoes decode steps without a copy."""
         assert length_B.shape == self.length_B.shape
         assert bool((length_B <= self.length_B).all())
         self.length_B = length_B.clone()
-        self._longest = int(length_B.max())
+        self.longest = int(length_B.max())
 
 
 class Rotary(nn.Module):

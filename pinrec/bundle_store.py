@@ -8,6 +8,7 @@ An object store has no lock: it should have one writer at a time.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -30,6 +31,7 @@ CLAIMS: Final = "claims"
 LOCK: Final = "lock"
 ABANDONED_AFTER_S: Final = 3_600.0
 T = TypeVar("T")
+_REFUSED: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 _ABANDONED: Final = re.compile(r"^\.v\d{6,}\.(writing|deleting)")
 
 
@@ -87,9 +89,10 @@ class BundleStore:
             (cache or home / "pinrec") / hashlib.sha256(self.url.encode()).hexdigest()[:16], copies
         )
 
-    @property
-    def remedy(self) -> str:
+    def remedy(self, error: OSError) -> str:
         """What to do where a bundle cannot be written."""
+        if self._local and error.errno in _REFUSED:
+            return "let this process write there"
         if self._local:
             return "free disk space there"
         return f"see that it can be reached and takes writes, and that {self._copies.folder} has free disk space"

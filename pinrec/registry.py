@@ -87,8 +87,8 @@ class Registry:
             version = self._store.add(bundle, learner)
         except OSError as error:
             raise RegistryError(
-                f"{self.url}: the bundle cannot be written ({error.strerror or error}); {self._store.remedy}, or give "
-                "the registry another place. The version that serves stays as it is"
+                f"{self.url}: the bundle cannot be written ({error.strerror or error}); {self._store.remedy(error)}, "
+                "or give the registry another place. The version that serves stays as it is"
             ) from error
         if activate:
             with self._moving():

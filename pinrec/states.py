@@ -128,16 +128,20 @@ class UserStates:
                     h_BLD, cache = bundle.fused.prefill(events.tokens(), events.count_B, self._kept)
                 else:
                     h_BLD, cache = self._extended(arena, bundle, mine, known, events)
-                row_B = torch.arange(len(part))
-                # Where nothing is new the state at the history's end is the one that is kept.
-                held_BD = torch.stack([self._held(request, bundle) for request in mine])
-                ends = [
-                    h_BLD[row_B, (count_B - 1).clamp(min=0)].where((count_B > 0)[:, None], held_BD)
-                    for count_B in (events.history_B, events.count_B)
-                ]
-                self._keep(arena, bundle, mine, events, cache, ends[0], using)
-                parts.append((part, Encoded(ends[1], cache, events.last_B, events.last_surface_B)))
+                of_history_BD = self._ends(bundle, mine, h_BLD, events.history_B)
+                context = any(request.context for request in mine)
+                h_BD = self._ends(bundle, mine, h_BLD, events.count_B) if context else of_history_BD
+                self._keep(arena, bundle, mine, events, cache, of_history_BD, using)
+                parts.append((part, Encoded(h_BD, cache, events.last_B, events.last_surface_B)))
         return parts
+
+    def _ends(self, bundle: "Bundle", requests: Sequence[GenerationRequest], h_BLD: Tensor, count_B: Tensor) -> Tensor:
+        """The states behind so many new events of each; where nothing is new, the one that is kept."""
+        if h_BLD.shape[1] == 1 and int(count_B.min()):
+            return h_BLD[:, 0]
+        h_BD = h_BLD[torch.arange(len(requests)), (count_B - 1).clamp(min=0)]
+        held_BD = torch.stack([self._held(request, bundle) for request in requests])
+        return h_BD.where((count_B > 0)[:, None], held_BD)
 
     def _extended(
         self,

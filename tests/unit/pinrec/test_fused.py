@@ -7,12 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pinrec.arena import POSITIONS, Arena
 from pinrec.config import ModelConfig, Vocabulary
 from pinrec.fused import FusedModel
+from pinrec.generation import Aims, Moment, generated
 from pinrec.model import PinRecModel, previous_timestamps
 
 VOCABULARY = Vocabulary()
 CLOSE = {"atol": 2e-5, "rtol": 2e-4}
+CLOSE_KEPT = {"atol": 6e-2, "rtol": 1e-2}  # what lies between two numbers of the coarser type may be rounded either way
 
 
 def model_of(seed: int = 0, **config: object) -> PinRecModel:
@@ -97,3 +100,55 @@ def test_a_token_of_zeros_does_no_harm() -> None:
     model = model_of()
     h_BLD, _ = FusedModel(model).prefill(torch.zeros(1, 2, model.config.width), torch.tensor([2]))
     assert all(math.isfinite(x) for x in h_BLD.flatten().tolist())
+
+
+@pytest.mark.parametrize("kept", [torch.bfloat16, torch.float32, torch.int8], ids=str)
+@pytest.mark.parametrize("lengths", [(3,), (40, 1, 70)], ids=str)
+def test_what_an_arena_keeps_is_gone_on_from_where_it_lies_and_in_one_piece(
+    lengths: tuple[int, ...], kept: torch.dtype
+) -> None:
+    model = model_of(seed=2, history=96)
+    fused = FusedModel(model)
+    x_BLD = model.tokens(*events(len(lengths), max(lengths) + 3, model.config.width))
+    length_B = torch.tensor(lengths)
+    _, cache = model.prefill(x_BLD[:, :-3], length_B, kept)
+    arena = Arena(model.config, 1 << 22, kept)
+    held = [arena.take(-(-length // POSITIONS)) for length in lengths]
+    close = CLOSE if kept == torch.float32 else CLOSE_KEPT
+    arena.store(held, cache, [0] * len(lengths), list(lengths))
+    paged = arena.gather(held, length_B, 1)
+    for at in (-3, -2):
+        expected = model.extend(x_BLD[:, at : at + 1 or None], cache, kept)
+        torch.testing.assert_close(fused.extend(x_BLD[:, at : at + 1 or None], paged, kept), expected, **close)
+    seen = torch.arange(cache.capacity) < cache.length_B[:, None]
+    for whole, plain in ((paged.key, cache.key), (paged.value, cache.value)):
+        own = whole[:, :, :, : cache.capacity].transpose(2, 3)[:, seen[:, : whole.shape[3]]]
+        torch.testing.assert_close(own, plain.transpose(2, 3)[:, seen], **close)
+    last = x_BLD[:, -1:]
+    torch.testing.assert_close(fused.extend(last, paged, kept), model.extend(last, cache, kept), **close)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_all_steps_are_those_of_the_model(rows: int) -> None:
+    """Forty rows make more embeddings than the compiled code takes."""
+    model = model_of(seed=3)
+    fused = FusedModel(model)
+    x_BLD = model.tokens(*events(rows, 9, model.config.width))
+    length_B = torch.randint(1, 10, (rows,))
+    last_B = 1.7e9 + 1e3 * torch.rand(rows, dtype=torch.float64)
+    moment = Moment(last_B, last_B + 1e4 * torch.rand(rows, dtype=torch.float64), torch.randint(3, (rows,)))
+    offset_E = torch.tensor([60.0, math.nan, 3_600.0, 60.0] * 4, dtype=torch.float64)
+    shape = rows, len(offset_E)
+    aims = Aims(
+        torch.randint(-1, len(VOCABULARY.actions), shape),
+        torch.randint(-1, len(VOCABULARY.surfaces), (rows, 1)).expand(shape),
+        offset_E,
+        torch.randint(len(VOCABULARY.actions), (rows,)),
+        2,
+    )
+    ends = []
+    for one in (model, fused):
+        h_BLD, cache = one.prefill(x_BLD, length_B)
+        ends.append(generated(one, h_BLD[torch.arange(rows), length_B - 1], cache, moment, aims, 3))
+        assert (cache.length_B == length_B + 2).all()
+    torch.testing.assert_close(ends[1], ends[0], **CLOSE)

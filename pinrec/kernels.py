@@ -1,0 +1,407 @@
+"""The forward pass for a few tokens, compiled: its arithmetic takes microseconds, a hundred calls into torch a hundred.
+
+Importing this module compiles it, which takes some seconds the first time; what was made is kept beside the bytecode.
+The interpreter's lock is not held while a function runs, so a service's other threads go on.
+
+Every function works for any shape; beyond some hundred tokens torch's matrix products are faster. Arrays are float32
+and contiguous where nothing else is said; a matrix has its inputs as rows.
+
+Shapes: as in `pinrec.fused`; also Y layers, C capacity of a cache, I inputs and O outputs of a matrix, F features.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Final
+
+import numba as nb
+import numpy as np
+
+FLOAT32: Final = 0
+BFLOAT16: Final = 1
+INT8: Final = 2
+"""What keys and values are rounded to, as a number."""
+
+_LEAST: Final = np.float32(1e-20)
+_LEAST_NORM: Final = np.float32(1e-12)
+_LEAST_SCALE: Final = np.float32(1e-20)
+_LARGEST: Final = np.float32(127)
+_ROOT_HALF: Final = np.float32(0.5**0.5)
+_TURN: Final = np.float32(2 * math.pi)
+_ONE: Final = np.float32(1)
+_HALF: Final = np.float32(0.5)
+_EXP: Final = (
+    np.float32(1.3981999507e-3), np.float32(8.3334519073e-3), np.float32(4.1665795894e-2), np.float32(1.6666665459e-1),
+    np.float32(0.5),
+)  # fmt: skip
+_ERF: Final = np.float32(-1.453152027), np.float32(1.421413741), np.float32(-0.284496736), np.float32(0.254829592)
+
+# Sums may be taken in any order, so that they use the width of the processor; nothing else is approximate.
+
+
+def _compiled(*signature: Any) -> Callable[[Callable[..., np.ndarray]], Callable[..., np.ndarray]]:
+    """Compile a function for these types now; what is made is kept, where there is a folder to keep it in."""
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+
+    def compiled(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+        try:
+            made: Callable[..., np.ndarray] = nb.njit(*signature, cache=True, **options)(function)
+        except RuntimeError:  # neither beside the bytecode nor in the user's own folder
+            made = nb.njit(*signature, **options)(function)
+        return made
+
+    return compiled
+
+
+_sums = nb.njit(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
+_exact = nb.njit(error_model="numpy")
+
+
+@_sums
+def _add_product(x_TI, w_IO, y_TO):  # type: ignore[no-untyped-def]
+    """Add x w to y. Four inputs at a time, so that an output is read and written a quarter as often."""
+    tokens, inputs = x_TI.shape
+    outputs = w_IO.shape[1]
+    by_four = inputs - inputs % 4
+    for t in range(tokens):
+        for i in range(0, by_four, 4):
+            a, b, c, d = x_TI[t, i], x_TI[t, i + 1], x_TI[t, i + 2], x_TI[t, i + 3]
+            for o in range(outputs):
+                y_TO[t, o] += a * w_IO[i, o] + b * w_IO[i + 1, o] + c * w_IO[i + 2, o] + d * w_IO[i + 3, o]
+        for i in range(by_four, inputs):
+            a = x_TI[t, i]
+            for o in range(outputs):
+                y_TO[t, o] += a * w_IO[i, o]
+
+
+@_sums
+def _unit(x_TD, unit_TD):  # type: ignore[no-untyped-def]
+    """The vectors, of length 1; zeros stay zeros."""
+    tokens, width = x_TD.shape
+    for t in range(tokens):
+        squares = np.float32(0)
+        for d in range(width):
+            squares += x_TD[t, d] * x_TD[t, d]
+        scale = _ONE / max(np.float32(math.sqrt(squares)), _LEAST)
+        for d in range(width):
+            unit_TD[t, d] = x_TD[t, d] * scale
+
+
+@_sums
+def _normalise(x_TD):  # type: ignore[no-untyped-def]
+    """As torch's, in place."""
+    for t in range(len(x_TD)):
+        squares = np.float32(0)
+        for d in range(x_TD.shape[1]):
+            squares += x_TD[t, d] * x_TD[t, d]
+        scale = _ONE / max(np.float32(math.sqrt(squares)), _LEAST_NORM)
+        for d in range(x_TD.shape[1]):
+            x_TD[t, d] *= scale
+
+
+@_sums
+def _exp(x):  # type: ignore[no-untyped-def]
+    """To the last bit but one, for many numbers at once: 2^n of a polynomial (Cephes, expf)."""
+    x = min(max(x, np.float32(-87)), np.float32(88))
+    n = np.float32(math.floor(x * np.float32(1.44269504) + _HALF))
+    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)  # of ln 2 in two parts
+    p = np.float32(1.9875691500e-4)
+    for factor in _EXP:
+        p = p * r + factor
+    return (p * r * r + r + _ONE) * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+@_sums
+def _silu(x):  # type: ignore[no-untyped-def]
+    return x / (_ONE + _exp(-x))
+
+
+@_sums
+def _gelu(x):  # type: ignore[no-untyped-def]
+    """With erf to 1.5e-7 (Abramowitz and Stegun 7.1.26)."""
+    z = abs(x) * _ROOT_HALF
+    t = _ONE / (_ONE + np.float32(0.3275911) * z)
+    p = np.float32(1.061405429)
+    for factor in _ERF:
+        p = p * t + factor
+    erf = _ONE - p * t * _exp(-z * z)
+    return _HALF * x * (_ONE + (erf if x >= 0 else -erf))
+
+
+@_exact
+def _to_bfloat16(x_K, bits_K):  # type: ignore[no-untyped-def]
+    """Round to the nearest number of eight significant bits, ties to even; `bits_K` is the same memory as uint32."""
+    for k in range(len(x_K)):
+        bits = bits_K[k]
+        bits_K[k] = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
+
+
+@_exact
+def _round(x_K, kept, one, one_bits):  # type: ignore[no-untyped-def]
+    """See `pinrec.kept.rounded`. `one`: room for a number, `one_bits` the same as uint32."""
+    if kept == BFLOAT16:
+        _to_bfloat16(x_K, x_K.view(np.uint32))
+    elif kept == INT8:
+        most = _LEAST_SCALE
+        for k in range(len(x_K)):
+            most = max(most, abs(x_K[k]))
+        one[0] = most / _LARGEST
+        _to_bfloat16(one, one_bits)
+        for k in range(len(x_K)):
+            x_K[k] = np.float32(np.rint(x_K[k] / one[0])) * one[0]
+
+
+@_exact
+def _turn(x_K, other_K, cos_K, sin_K):  # type: ignore[no-untyped-def]
+    """Rotary angles, in place; sines of the first half are negative."""
+    half = len(x_K) // 2
+    for k in range(half):
+        other_K[k], other_K[half + k] = x_K[half + k], x_K[k]
+    for k in range(len(x_K)):
+        x_K[k] = x_K[k] * cos_K[k] + other_K[k] * sin_K[k]
+
+
+@_sums
+def _attend(q_K, pages, own, score_L, page_P, bits_P, attended_K):  # type: ignore[no-untyped-def]
+    """Softmax attention of one query to positions in pages of bfloat16, and behind them to some of its own.
+
+    Args:
+        pages: memories of keys and values [Y, H, N, P, K], layer, head, blocks [M] of the row, positions in them.
+        own: keys and values [Y, S, C, K], layer, place in S, positions.
+        page_P: room for a page of numbers; `bits_P` the same as uint32.
+    """
+    key_YHNPK, value_YHNPK, layer, head_, block_M, paged = pages
+    key_YSCK, value_YSCK, _, s, more = own
+    width, size = len(q_K), key_YHNPK.shape[3]
+    scale = _ONE / np.float32(math.sqrt(width))
+    most = np.float32(-np.inf)
+    for begin in range(0, paged, size):
+        block, count = block_M[begin // size], min(size, paged - begin)
+        for p in range(count):
+            for k in range(width):
+                bits_P[p * width + k] = np.uint32(key_YHNPK[layer, head_, block, p, k]) << np.uint32(16)
+        for p in range(count):
+            product = np.float32(0)
+            for k in range(width):
+                product += q_K[k] * page_P[p * width + k]
+            score_L[begin + p] = product * scale
+            most = max(most, score_L[begin + p])
+    for at in range(more):
+        product = np.float32(0)
+        for k in range(width):
+            product += q_K[k] * key_YSCK[layer, s, at, k]
+        score_L[paged + at] = product * scale
+        most = max(most, score_L[paged + at])
+    total = np.float32(0)
+    for at in range(paged + more):
+        score_L[at] = _exp(score_L[at] - most)
+        total += score_L[at]
+    for k in range(width):
+        attended_K[k] = 0
+    for begin in range(0, paged, size):
+        block, count = block_M[begin // size], min(size, paged - begin)
+        for p in range(count):
+            for k in range(width):
+                bits_P[p * width + k] = np.uint32(value_YHNPK[layer, head_, block, p, k]) << np.uint32(16)
+        for p in range(count):
+            for k in range(width):
+                attended_K[k] += score_L[begin + p] * page_P[p * width + k]
+    for at in range(more):
+        for k in range(width):
+            attended_K[k] += score_L[paged + at] * value_YSCK[layer, s, at, k]
+    for k in range(width):
+        attended_K[k] /= total
+
+
+_f4, _f8, _i8, _u2 = nb.float32, nb.float64, nb.int64, nb.uint16
+
+
+@_compiled(
+    _f4[:, :, ::1](
+        _f4[:, :, ::1], nb.types.UniTuple(_u2[:, :, :, :, ::1], 2), _i8[:, ::1], _i8[::1], _f4[:, :, :, ::1],
+        _f4[:, :, :, ::1], nb.types.UniTuple(_i8, 2), _i8[::1],
+        nb.types.UniTuple(_f4[:, :, ::1], 4), _f4[:, ::1], _f4[::1], _f4[:, ::1], _f4[:, ::1], _i8,
+    ),
+)  # fmt: skip
+def extend(  # type: ignore[no-untyped-def]
+    x_BND, memories, block_BM, paged_B, key_YSCK, value_YSCK, steps, length_B, weights, bias_YO, norm_D, cos_PK, sin_PK,
+    kept,
+):  # fmt: skip
+    """See `FusedModel.extend`; keys and values are written behind each row's `length_B`.
+
+    Args:
+        memories: keys and values in pages of bfloat16, uint16[Y, H, N, P, K].
+        block_BM: int64, each row's pages; what they hold is only read.
+        paged_B: int64, each row's first positions, which lie in its pages; the others are its own.
+        key_YSCK, value_YSCK: S = B H or H B, as they lie.
+        steps: how far the next row, and the next head, are in S.
+        weights: of all layers: of queries, keys, values and gate [Y, D, 4 D]; of the attention's output [Y, D, D]; of
+            gate and values of the feed-forward [Y, D, 2 F]; of its output [Y, F, D].
+        bias_YO: of the first.
+        cos_PK, sin_PK: see `_turn`, by position.
+        kept: see `_round`.
+    """
+    rows, more, width = x_BND.shape
+    layers, _, capacity, head_width = key_YSCK.shape
+    heads, (row_step, head_step) = width // head_width, steps
+    first, out, both, down = weights
+    hidden = down.shape[1]
+    tokens = rows * more
+    x_TD = x_BND.copy().reshape(tokens, width)
+    unit_TD, joined_TD = np.empty((tokens, width), np.float32), np.empty((tokens, width), np.float32)
+    y_TO, z_TO = np.empty((tokens, 4 * width), np.float32), np.empty((tokens, 2 * hidden), np.float32)
+    inner_TF = np.empty((tokens, hidden), np.float32)
+    longest = 0
+    for b in range(rows):
+        longest = max(longest, paged_B[b])
+    score_L, other_K = np.empty(longest + capacity, np.float32), np.empty(head_width, np.float32)
+    page_P, one = np.empty(memories[0].shape[3] * head_width, np.float32), np.empty(1, np.float32)
+    bits_P, one_bits = page_P.view(np.uint32), one.view(np.uint32)
+    for layer in range(layers):
+        _unit(x_TD, unit_TD)
+        for t in range(tokens):
+            for o in range(4 * width):
+                y_TO[t, o] = bias_YO[layer, o]
+        _add_product(unit_TD, first[layer], y_TO)
+        for t in range(tokens):
+            b = t // more
+            position = length_B[b] + t % more
+            for h in range(2 * heads):
+                _turn(y_TO[t, h * head_width : (h + 1) * head_width], other_K, cos_PK[position], sin_PK[position])
+            for h in range(heads):
+                s = b * row_step + h * head_step
+                at = position - paged_B[b]
+                key_K, value_K = key_YSCK[layer, s, at], value_YSCK[layer, s, at]
+                for k in range(head_width):
+                    key_K[k] = y_TO[t, width + h * head_width + k]
+                    value_K[k] = y_TO[t, 2 * width + h * head_width + k]
+                _round(key_K, kept, one, one_bits)
+                _round(value_K, kept, one, one_bits)
+        for t in range(tokens):
+            b = t // more
+            for h in range(heads):
+                here, s = slice(h * head_width, (h + 1) * head_width), b * row_step + h * head_step
+                pages = memories[0], memories[1], layer, h, block_BM[b], paged_B[b]
+                own = key_YSCK, value_YSCK, layer, s, length_B[b] + t % more + 1 - paged_B[b]
+                _attend(y_TO[t, here], pages, own, score_L, page_P, bits_P, joined_TD[t, here])
+            for d in range(width):
+                joined_TD[t, d] *= _silu(y_TO[t, 3 * width + d])
+        _add_product(joined_TD, out[layer], x_TD)
+        _unit(x_TD, unit_TD)
+        for t in range(tokens):
+            for o in range(2 * hidden):
+                z_TO[t, o] = 0
+        _add_product(unit_TD, both[layer], z_TO)
+        for t in range(tokens):
+            for f in range(hidden):
+                inner_TF[t, f] = _silu(z_TO[t, f]) * z_TO[t, hidden + f]
+        _add_product(inner_TF, down[layer], x_TD)
+    _unit(x_TD, unit_TD)
+    for t in range(tokens):
+        for d in range(width):
+            x_TD[t, d] = unit_TD[t, d] * norm_D[d]
+    return x_TD.reshape(rows, more, width)
+
+
+@_exact
+def _log_time(span_s, max_s, frequency_F, phase_F, features):  # type: ignore[no-untyped-def]
+    """See `pinrec.heads.LogTime`: writes 1 + F features."""
+    scaled = np.float32(math.log1p(min(max(span_s, 0.0), max_s))) * np.float32(1 / math.log1p(max_s))
+    features[0] = scaled
+    for f in range(len(frequency_F)):
+        features[1 + f] = np.float32(math.sin(phase_F[f] + scaled * frequency_F[f]))
+
+
+@_compiled(
+    _f4[:, ::1](
+        _f4[:, ::1], _i8[::1], _f8[::1], _f8[::1], _f4[:, ::1], _f4[:, ::1], _f8[::1], _f8, _f4[::1], _f4[::1],
+        _f4[::1],
+    ),
+)  # fmt: skip
+def tokens(item_TD, pair_T, at_T, before_T, matrix_ID, pair_QD, period_3, max_s, frequency_F, phase_F, no_previous_F):  # type: ignore[no-untyped-def]
+    """See `PinRecModel.tokens`.
+
+    Args:
+        pair_T: int64, row of `pair_QD` that a token begins with.
+        at_T, before_T: float64, epoch s of each event and of the one before it; NaN = there is none.
+        matrix_ID: of item vector, calendar and pause.
+        period_3, max_s: float64, s: of the calendar, and of the longest pause.
+        no_previous_F: features of no pause.
+    """
+    count, width = item_TD.shape
+    periods, pauses = len(period_3), 1 + len(frequency_F)
+    features_TI = np.empty((count, width + 2 * periods + pauses), np.float32)
+    x_TD = np.empty((count, width), np.float32)
+    for t in range(count):
+        x_TD[t] = pair_QD[pair_T[t]]
+        features_TI[t, :width] = item_TD[t]
+        for p in range(periods):
+            turns = at_T[t] / period_3[p]
+            angle = np.float32((turns - math.floor(turns)) * 2 * math.pi)
+            features_TI[t, width + p] = np.float32(math.sin(angle))
+            features_TI[t, width + periods + p] = np.float32(math.cos(angle))
+        pause = features_TI[t, width + 2 * periods :]
+        if math.isnan(before_T[t]):
+            pause[:] = no_previous_F
+        else:
+            _log_time(at_T[t] - before_T[t], max_s, frequency_F, phase_F, pause)
+    _add_product(features_TI, matrix_ID, x_TD)
+    return x_TD
+
+
+@_compiled(
+    _f4[:, :, ::1](
+        _f4[:, ::1], _i8[:, ::1], _f4[:, ::1], nb.types.UniTuple(_f4[:, ::1], 4), nb.types.UniTuple(_f4[::1], 4),
+        _f4[:, ::1], _f4[::1], _f8, _f4[::1], _f4[::1],
+    ),
+)  # fmt: skip
+def head(h_BD, pair_BE, offset_s_BE, weights, biases, pair_QF, no_offset_F, max_s, frequency_F, phase_F):  # type: ignore[no-untyped-def]
+    """See `PinRecModel.head`.
+
+    Args:
+        pair_BE: int64, row of `pair_QF`: outcome and surface.
+        offset_s_BE: s; negative = none.
+        weights, biases: of state, both layers of the offset, and output.
+    """
+    rows, embeddings = pair_BE.shape
+    width = h_BD.shape[1]
+    state, offset, offset_out, out = weights
+    state_bias, offset_bias, offset_out_bias, out_bias = biases
+    between, hidden = offset.shape[1], state.shape[1]
+    state_BF = np.empty((rows, hidden), np.float32)
+    for b in range(rows):
+        for f in range(hidden):
+            state_BF[b, f] = state_bias[f]
+    _add_product(h_BD, state, state_BF)
+    time_1I, between_1F = np.empty((1, 1 + len(frequency_F)), np.float32), np.empty((1, between), np.float32)
+    offset_EF, inner_EF = np.empty((embeddings, hidden), np.float32), np.empty((embeddings, hidden), np.float32)
+    e_BED = np.empty((rows, embeddings, width), np.float32)
+    for b in range(rows):
+        for e in range(embeddings):
+            seconds = offset_s_BE[b, e]
+            same = 0
+            while offset_s_BE[b, same] != seconds:  # every outcome has the same offsets
+                same += 1
+            if same < e:
+                for f in range(hidden):
+                    offset_EF[e, f] = offset_EF[same, f]
+            elif seconds >= 0:
+                _log_time(np.float64(seconds), max_s, frequency_F, phase_F, time_1I[0])
+                for f in range(between):
+                    between_1F[0, f] = offset_bias[f]
+                _add_product(time_1I, offset, between_1F)
+                for f in range(between):
+                    between_1F[0, f] = _gelu(between_1F[0, f])
+                for f in range(hidden):
+                    offset_EF[e, f] = offset_out_bias[f]
+                _add_product(between_1F, offset_out, offset_EF[e : e + 1])
+            else:
+                for f in range(hidden):
+                    offset_EF[e, f] = no_offset_F[f]
+            pair = pair_BE[b, e]
+            for f in range(hidden):
+                inner_EF[e, f] = _gelu(state_BF[b, f] + (pair_QF[pair, f] + offset_EF[e, f]))
+            for d in range(width):
+                e_BED[b, e, d] = h_BD[b, d] + out_bias[d]
+        _add_product(inner_EF, out, e_BED[b])
+        _normalise(e_BED[b])
+    return e_BED
