@@ -38,15 +38,15 @@ _ERF: Final = np.float32(-1.453152027), np.float32(1.421413741), np.float32(-0.2
 # Sums may be taken in any order, so that they use the width of the processor; nothing else is approximate.
 
 
-def _compiled(*signature: Any) -> Callable[[Callable[..., np.ndarray]], Callable[..., np.ndarray]]:
+def _compiled(signature: Any) -> Callable[[Callable[..., np.ndarray]], Callable[..., np.ndarray]]:
     """Compile a function for these types now; what is made is kept, where there is a folder to keep it in."""
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
     def compiled(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
         try:
-            made: Callable[..., np.ndarray] = nb.njit(*signature, cache=True, **options)(function)
+            made: Callable[..., np.ndarray] = nb.njit(signature, cache=True, **options)(function)
         except RuntimeError:  # neither beside the bytecode nor in the user's own folder
-            made = nb.njit(*signature, **options)(function)
+            made = nb.njit(signature, **options)(function)
         return made
 
     return compiled
@@ -212,14 +212,15 @@ def _attend(q_K, pages, own, score_L, page_P, bits_P, attended_K):  # type: igno
         attended_K[k] /= total
 
 
+_tuple: Any = nb.types.UniTuple
 _f4, _f8, _i8, _u2 = nb.float32, nb.float64, nb.int64, nb.uint16
 
 
 @_compiled(
     _f4[:, :, ::1](
-        _f4[:, :, ::1], nb.types.UniTuple(_u2[:, :, :, :, ::1], 2), _i8[:, ::1], _i8[::1], _f4[:, :, :, ::1],
-        _f4[:, :, :, ::1], nb.types.UniTuple(_i8, 2), _i8[::1],
-        nb.types.UniTuple(_f4[:, :, ::1], 4), _f4[:, ::1], _f4[::1], _f4[:, ::1], _f4[:, ::1], _i8,
+        _f4[:, :, ::1], _tuple(_u2[:, :, :, :, ::1], 2), _i8[:, ::1], _i8[::1], _f4[:, :, :, ::1],
+        _f4[:, :, :, ::1], _tuple(_i8, 2), _i8[::1],
+        _tuple(_f4[:, :, ::1], 4), _f4[:, ::1], _f4[::1], _f4[:, ::1], _f4[:, ::1], _i8,
     ),
 )  # fmt: skip
 def extend(  # type: ignore[no-untyped-def]
@@ -350,7 +351,7 @@ def tokens(item_TD, pair_T, at_T, before_T, matrix_ID, pair_QD, period_3, max_s,
 
 @_compiled(
     _f4[:, :, ::1](
-        _f4[:, ::1], _i8[:, ::1], _f4[:, ::1], nb.types.UniTuple(_f4[:, ::1], 4), nb.types.UniTuple(_f4[::1], 4),
+        _f4[:, ::1], _i8[:, ::1], _f4[:, ::1], _tuple(_f4[:, ::1], 4), _tuple(_f4[::1], 4),
         _f4[:, ::1], _f4[::1], _f8, _f4[::1], _f4[::1],
     ),
 )  # fmt: skip
