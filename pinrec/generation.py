@@ -61,7 +61,7 @@ def generate(
     view = View(bundle, delta)
     if delta is not None:
         requests = [_with_late_context(view, request) for request in requests]
-    shares = [_shares(bundle, request, config) for request in requests]
+    shares = _all_shares(bundle, requests, config)
     parts = [
         _Part(index, [requests[b] for b in index], [shares[b] for b in index], encoded)
         for index, encoded in encoder(bundle, requests)
@@ -121,7 +121,7 @@ def embed(
     """
     for request in requests:
         check(request, config)
-    shares = [_shares(bundle, request, config) for request in requests]
+    shares = _all_shares(bundle, requests, config)
     encoded = encode(bundle, requests) if encoded is None else encoded
     part = _Part(list(range(len(requests))), list(requests), shares, encoded)
     return _embed(bundle, part, max(map(len, shares)), config)
@@ -231,10 +231,19 @@ def _shares(bundle: "Bundle", request: GenerationRequest, config: GenerationConf
     return normalised(wanted, bundle.vocabulary)
 
 
+def _all_shares(
+    bundle: "Bundle", requests: Sequence[GenerationRequest], config: GenerationConfig
+) -> list[dict[str, float]]:
+    """Of each request; the same object for all that leave them to the default."""
+    usual = next((_shares(bundle, request, config) for request in requests if request.outcomes is None), {})
+    return [usual if request.outcomes is None else _shares(bundle, request, config) for request in requests]
+
+
 def _outcomes(bundle: "Bundle", shares: Sequence[dict[str, float]], most: int) -> np.ndarray:
     """int64[B, O]: each row's outcomes, largest share first; -1 behind a row's last."""
     index = bundle.vocabulary.action_index
-    return np.array([[index[name] for name in names] + [ANY] * (most - len(names)) for names in shares], np.int64)
+    made = {id(names): [index[name] for name in names] + [ANY] * (most - len(names)) for names in shares}
+    return np.array([made[id(names)] for names in shares], np.int64)
 
 
 def _slots(
@@ -246,9 +255,13 @@ def _slots(
     """int64[B, E]: k places over outcomes by their shares, then evenly over each outcome's embeddings."""
     index = bundle.vocabulary.action_index
     slots_BE = np.empty(outcome_BE.shape, np.int64)
-    for b, (outcome_E, request) in enumerate(zip(outcome_BE.tolist(), requests, strict=True)):
-        budget = [(ANY, 1.0)] if shares is None else [(index[name], share) for name, share in shares[b].items()]
-        slots_BE[b] = places(tuple(outcome_E), tuple(budget), request.k)
+    made: dict[tuple[int, int], np.ndarray] = {}  # most of a batch leave their shares to the default
+    for b, request in enumerate(requests):
+        of = id(shares[b]) if shares is not None else 0, request.k
+        if of not in made:
+            budget = [(ANY, 1.0)] if shares is None else [(index[name], share) for name, share in shares[b].items()]
+            made[of] = places(tuple(outcome_BE[b].tolist()), tuple(budget), request.k)
+        slots_BE[b] = made[of]
     return slots_BE
 
 
