@@ -48,7 +48,7 @@ class Load:
 class Tastes:
     """What users act on: items in vogue, of the topics that each user keeps to.
 
-    Of each topic some tens of items are in vogue, those that have been for a middling time the most; every minute one
+    Of each topic some tens of items are in vogue, those that have been for a middling time the most; every 45 s one
     goes and another comes. So there is something to learn from every minute, and a version that has not seen the newest
     knows a little less: of events drawn evenly from all items no model can know anything, and any two would be told
     apart by chance.
