@@ -1,6 +1,7 @@
 """What tests share: one real broker for the whole run, and topics of their own for each test."""
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 
@@ -10,6 +11,9 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # As `pinrec` does before Ray is imported, so that Ray listens on loopback.
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+# Who is started in the background has Ctrl-C ignored, and so have its children: they could not be told to stop by it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from streaming.broker import LocalBroker
 from streaming.config import KafkaSettings
