@@ -164,11 +164,6 @@ class PagedCache(KVCache):
     def value(self, value_YBHCK: Tensor) -> None:
         self._both = self._whole()[0], value_YBHCK
 
-    @property
-    def capacity(self) -> int:
-        """Positions there is memory for in every row."""
-        return super().capacity if self.pages is None else int(self._paged_B.min()) + self.own[0].shape[2]
-
     def reserve(self, more: int) -> None:
         """Make room for at least `more` positions behind each row."""
         if self.pages is None:
@@ -181,6 +176,8 @@ class PagedCache(KVCache):
 
     def new(self, number: int, row_T: Tensor, at_T: Tensor) -> Tensor:
         """Keys (0) or values (1) of positions behind the pages, [Y, H, T, K]."""
+        if self.pages is None:
+            return super().new(number, row_T, at_T)
         own_YBHCK = self._rows(self.own[number])
         return own_YBHCK[:, row_T, :, at_T - self._paged_B[row_T]].permute(1, 2, 0, 3)
 

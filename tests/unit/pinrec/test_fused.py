@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pinrec.arena import POSITIONS, Arena
 from pinrec.config import ModelConfig, Vocabulary
+from pinrec.few import MOST
 from pinrec.fused import FusedModel
 from pinrec.generation import Aims, Moment, generated
 from pinrec.model import PinRecModel, previous_timestamps
@@ -126,6 +127,39 @@ def test_what_an_arena_keeps_is_gone_on_from_where_it_lies_and_in_one_piece(
         torch.testing.assert_close(own, plain.transpose(2, 3)[:, seen], **close)
     last = x_BLD[:, -1:]
     torch.testing.assert_close(fused.extend(last, paged, kept), model.extend(last, cache, kept), **close)
+
+
+def test_what_many_new_tokens_add_to_kept_pages_is_kept_too() -> None:
+    """More than the compiled code takes: the pages are put in one piece first."""
+    model = model_of(seed=4, history=64)
+    fused, rows, known, more = FusedModel(model), 40, 20, 16
+    assert rows * more > MOST
+    x_BLD = model.tokens(*events(rows, known + more, model.config.width))
+    _, whole = model.prefill(x_BLD, torch.full((rows,), known + more), torch.bfloat16)
+    _, cache = model.prefill(x_BLD[:, :known], torch.full((rows,), known), torch.bfloat16)
+    arena = Arena(model.config, 1 << 24, torch.bfloat16)
+    held = [arena.take(2) for _ in range(rows)]
+    arena.store(held, cache, [0] * rows, [known] * rows)
+    paged = arena.gather(held, torch.full((rows,), known), more)
+    fused.extend(x_BLD[:, known:], paged, torch.bfloat16)
+    arena.store(held, paged, [known] * rows, [known + more] * rows)
+    again = arena.gather(held, torch.full((rows,), known + more), 1)
+    torch.testing.assert_close(again.key[:, :, :, : known + more], whole.key, **CLOSE_KEPT)
+    torch.testing.assert_close(again.value[:, :, :, : known + more], whole.value, **CLOSE_KEPT)
+
+
+def test_candidates_are_ranked_by_kept_pages_as_by_whole_histories() -> None:
+    model = model_of(seed=5, ranking=True)
+    x_BLD = model.tokens(*events(2, 20, model.config.width))
+    length_B = torch.tensor([20, 7])
+    _, cache = model.prefill(x_BLD, length_B, torch.bfloat16)
+    arena = Arena(model.config, 1 << 22, torch.bfloat16)
+    held = [arena.take(1), arena.take(1)]
+    arena.store(held, cache, [0, 0], [20, 7])
+    candidates = torch.randn(2, 5, model.config.width)
+    paged = arena.gather(held, length_B, 1)
+    expected = model.backbone.attend(candidates, cache)
+    torch.testing.assert_close(model.backbone.attend(candidates, paged), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 40])
