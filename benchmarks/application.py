@@ -75,10 +75,10 @@ class Application:
         self.user_ids = sorted({event.user_id for event in source.past()[1]})
         items = source.items()
         self.item_ids = [item.item_id for item in items]
-        self.topics = [
-            [item.item_id for item in items if topic in item.categories[:1]]
-            for topic in sorted({topic for item in items for topic in item.categories[:1]})
-        ]
+        topics: dict[str, list[str]] = {}
+        for item in items:
+            topics.setdefault(item.categories[0], []).append(item.item_id)
+        self.topics = list(topics.values())
         self.await_idle()
         self.start_seconds = time.monotonic() - self._started
 

@@ -22,11 +22,9 @@ INT8: Final = 2
 """What keys and values are rounded to, as a number."""
 
 _LEAST: Final = np.float32(1e-20)
-_LEAST_NORM: Final = np.float32(1e-12)
-_LEAST_SCALE: Final = np.float32(1e-20)
+_LEAST_NORM: Final = np.float32(1e-12)  # torch's own, where it normalises
 _LARGEST: Final = np.float32(127)
 _ROOT_HALF: Final = np.float32(0.5**0.5)
-_TURN: Final = np.float32(2 * math.pi)
 _ONE: Final = np.float32(1)
 _HALF: Final = np.float32(0.5)
 _EXP: Final = (
@@ -34,8 +32,6 @@ _EXP: Final = (
     np.float32(0.5),
 )  # fmt: skip
 _ERF: Final = np.float32(-1.453152027), np.float32(1.421413741), np.float32(-0.284496736), np.float32(0.254829592)
-
-# Sums may be taken in any order, so that they use the width of the processor; nothing else is approximate.
 
 
 def _compiled(signature: Any) -> Callable[[Callable[..., np.ndarray]], Callable[..., np.ndarray]]:
@@ -52,6 +48,7 @@ def _compiled(signature: Any) -> Callable[[Callable[..., np.ndarray]], Callable[
     return compiled
 
 
+# Sums may be taken in any order, so that they use the width of the processor; nothing else is approximate.
 _sums = nb.njit(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
 _exact = nb.njit(error_model="numpy")
 
@@ -74,28 +71,16 @@ def _add_product(x_TI, w_IO, y_TO):  # type: ignore[no-untyped-def]
 
 
 @_sums
-def _unit(x_TD, unit_TD):  # type: ignore[no-untyped-def]
-    """The vectors, of length 1; zeros stay zeros."""
+def _unit(x_TD, unit_TD, least):  # type: ignore[no-untyped-def]
+    """The vectors, of length 1; none is taken for shorter than `least`, so that zeros stay zeros. May be in place."""
     tokens, width = x_TD.shape
     for t in range(tokens):
         squares = np.float32(0)
         for d in range(width):
             squares += x_TD[t, d] * x_TD[t, d]
-        scale = _ONE / max(np.float32(math.sqrt(squares)), _LEAST)
+        scale = _ONE / max(np.float32(math.sqrt(squares)), least)
         for d in range(width):
             unit_TD[t, d] = x_TD[t, d] * scale
-
-
-@_sums
-def _normalise(x_TD):  # type: ignore[no-untyped-def]
-    """As torch's, in place."""
-    for t in range(len(x_TD)):
-        squares = np.float32(0)
-        for d in range(x_TD.shape[1]):
-            squares += x_TD[t, d] * x_TD[t, d]
-        scale = _ONE / max(np.float32(math.sqrt(squares)), _LEAST_NORM)
-        for d in range(x_TD.shape[1]):
-            x_TD[t, d] *= scale
 
 
 @_sums
@@ -141,7 +126,7 @@ def _round(x_K, kept, one, one_bits):  # type: ignore[no-untyped-def]
     if kept == BFLOAT16:
         _to_bfloat16(x_K, x_K.view(np.uint32))
     elif kept == INT8:
-        most = _LEAST_SCALE
+        most = _LEAST
         for k in range(len(x_K)):
             most = max(most, abs(x_K[k]))
         one[0] = most / _LARGEST
@@ -160,25 +145,32 @@ def _turn(x_K, other_K, cos_K, sin_K):  # type: ignore[no-untyped-def]
         x_K[k] = x_K[k] * cos_K[k] + other_K[k] * sin_K[k]
 
 
+@_exact
+def _unpack(memory_YHNPK, layer, head_, block, count, bits_P):  # type: ignore[no-untyped-def]
+    """The first `count` positions of a page of bfloat16, as float32 in bits."""
+    width = memory_YHNPK.shape[4]
+    for p in range(count):
+        for k in range(width):
+            bits_P[p * width + k] = np.uint32(memory_YHNPK[layer, head_, block, p, k]) << np.uint32(16)
+
+
 @_sums
 def _attend(q_K, pages, own, score_L, page_P, bits_P, attended_K):  # type: ignore[no-untyped-def]
     """Softmax attention of one query to positions in pages of bfloat16, and behind them to some of its own.
 
     Args:
         pages: memories of keys and values [Y, H, N, P, K], layer, head, blocks [M] of the row, positions in them.
-        own: keys and values [Y, S, C, K], layer, place in S, positions.
+        own: keys and values [Y, S, C, K], place in S, positions.
         page_P: room for a page of numbers; `bits_P` the same as uint32.
     """
     key_YHNPK, value_YHNPK, layer, head_, block_M, paged = pages
-    key_YSCK, value_YSCK, _, s, more = own
+    key_YSCK, value_YSCK, s, more = own
     width, size = len(q_K), key_YHNPK.shape[3]
     scale = _ONE / np.float32(math.sqrt(width))
     most = np.float32(-np.inf)
     for begin in range(0, paged, size):
-        block, count = block_M[begin // size], min(size, paged - begin)
-        for p in range(count):
-            for k in range(width):
-                bits_P[p * width + k] = np.uint32(key_YHNPK[layer, head_, block, p, k]) << np.uint32(16)
+        count = min(size, paged - begin)
+        _unpack(key_YHNPK, layer, head_, block_M[begin // size], count, bits_P)
         for p in range(count):
             product = np.float32(0)
             for k in range(width):
@@ -198,10 +190,8 @@ def _attend(q_K, pages, own, score_L, page_P, bits_P, attended_K):  # type: igno
     for k in range(width):
         attended_K[k] = 0
     for begin in range(0, paged, size):
-        block, count = block_M[begin // size], min(size, paged - begin)
-        for p in range(count):
-            for k in range(width):
-                bits_P[p * width + k] = np.uint32(value_YHNPK[layer, head_, block, p, k]) << np.uint32(16)
+        count = min(size, paged - begin)
+        _unpack(value_YHNPK, layer, head_, block_M[begin // size], count, bits_P)
         for p in range(count):
             for k in range(width):
                 attended_K[k] += score_L[begin + p] * page_P[p * width + k]
@@ -258,7 +248,7 @@ def extend(  # type: ignore[no-untyped-def]
     page_P, one = np.empty(memories[0].shape[3] * head_width, np.float32), np.empty(1, np.float32)
     bits_P, one_bits = page_P.view(np.uint32), one.view(np.uint32)
     for layer in range(layers):
-        _unit(x_TD, unit_TD)
+        _unit(x_TD, unit_TD, _LEAST)
         for t in range(tokens):
             for o in range(4 * width):
                 y_TO[t, o] = bias_YO[layer, o]
@@ -282,12 +272,12 @@ def extend(  # type: ignore[no-untyped-def]
             for h in range(heads):
                 here, s = slice(h * head_width, (h + 1) * head_width), b * row_step + h * head_step
                 pages = memories[0], memories[1], layer, h, block_BM[b], paged_B[b]
-                own = key_YSCK, value_YSCK, layer, s, length_B[b] + t % more + 1 - paged_B[b]
+                own = key_YSCK, value_YSCK, s, length_B[b] + t % more + 1 - paged_B[b]
                 _attend(y_TO[t, here], pages, own, score_L, page_P, bits_P, joined_TD[t, here])
             for d in range(width):
                 joined_TD[t, d] *= _silu(y_TO[t, 3 * width + d])
         _add_product(joined_TD, out[layer], x_TD)
-        _unit(x_TD, unit_TD)
+        _unit(x_TD, unit_TD, _LEAST)
         for t in range(tokens):
             for o in range(2 * hidden):
                 z_TO[t, o] = 0
@@ -296,7 +286,7 @@ def extend(  # type: ignore[no-untyped-def]
             for f in range(hidden):
                 inner_TF[t, f] = _silu(z_TO[t, f]) * z_TO[t, hidden + f]
         _add_product(inner_TF, down[layer], x_TD)
-    _unit(x_TD, unit_TD)
+    _unit(x_TD, unit_TD, _LEAST)
     for t in range(tokens):
         for d in range(width):
             x_TD[t, d] = unit_TD[t, d] * norm_D[d]
@@ -404,5 +394,5 @@ def head(h_BD, pair_BE, offset_s_BE, weights, biases, pair_QF, no_offset_F, max_
             for d in range(width):
                 e_BED[b, e, d] = h_BD[b, d] + out_bias[d]
         _add_product(inner_EF, out, e_BED[b])
-        _normalise(e_BED[b])
+        _unit(e_BED[b], e_BED[b], _LEAST_NORM)
     return e_BED
