@@ -14,11 +14,9 @@ from pinrec.backbone import KVCache
 
 if TYPE_CHECKING:
     from pinrec.fused import FusedModel
-    from pinrec.generation import Aims, Moment
 
 MOST: Final = 512
 """Tokens, or embeddings: of more, torch's matrix products make up for what its calls cost."""
-_NONE: Final = -1.0
 
 
 class FewTokens:
@@ -34,7 +32,6 @@ class FewTokens:
         self._kernels = kernels
         self._kept = {torch.float32: kernels.FLOAT32, torch.bfloat16: kernels.BFLOAT16, torch.int8: kernels.INT8}
         blocks, tokens, head = model.blocks, model.of_tokens, model.of_head
-        self._longest_s = float(model.config.max_offset_s)
         self._weights = tuple(
             _array(torch.stack(matrices))
             for matrices in (
@@ -61,62 +58,32 @@ class FewTokens:
         self, item_BLD: Tensor, action_BL: Tensor, surface_BL: Tensor, timestamp_BL: Tensor, previous_BL: Tensor
     ) -> Tensor:
         """See `PinRecModel.tokens`."""
-        pair_BL = self._pair(action_BL, surface_BL)
+        pair_BL = (action_BL + 1) * self._surfaces + surface_BL
         flat = (_array(x.reshape(-1)) for x in (pair_BL, timestamp_BL, previous_BL))
         made = self._kernels.tokens(_array(item_BLD.reshape(-1, item_BLD.shape[-1])), *flat, *self._of_tokens)
         return torch.from_numpy(made).view(item_BLD.shape)
 
     def extend(self, x_BND: Tensor, cache: KVCache, kept: torch.dtype, angles: tuple[Tensor, Tensor]) -> Tensor:
         """See `Backbone.extend`; the cache must have room, and does not grow."""
-        return torch.from_numpy(self._extended(_array(x_BND), _Cache(cache, angles), kept, cache.length_B.numpy()))
+        at = _Cache(cache)
+        made = self._kernels.extend(
+            _array(x_BND), *at.pages, at.key, at.value, at.steps, cache.length_B.numpy(), self._weights, self._bias_YO,
+            self._norm_D, *(angle_PK.numpy() for angle_PK in angles), self._kept[kept],
+        )  # fmt: skip
+        return torch.from_numpy(made)
 
     def head(self, h_BD: Tensor, outcome_BE: Tensor, surface_BE: Tensor, offset_s_BE: Tensor) -> Tensor:
         """See `PinRecModel.head`."""
-        pair_BE = _array(self._head_pair(outcome_BE, surface_BE))
-        return torch.from_numpy(self._kernels.head(_array(h_BD), pair_BE, _array(offset_s_BE.float()), *self._of_head))
-
-    def steps(
-        self, h_BD: Tensor, cache: KVCache, moment: "Moment", aims: "Aims", steps: int, angles: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        """See `pinrec.generation.generated`; the cache must have room."""
-        pair_BE = _array(self._head_pair(aims.outcome_BE, aims.surface_BE))
-        next_B = _array(self._pair(aims.next_B, moment.surface_B))
-        h, last_B, now_B = _array(h_BD), moment.last_B.numpy(), moment.now_B.numpy()
-        offset_E, length_B = aims.offset_E.numpy(), cache.length_B.numpy()
-        many, made = _Cache(cache, angles), []
-        for step in range(steps):
-            pause_B1 = np.clip(now_B - last_B, 0, self._longest_s)[:, None]
-            offset_BE = np.minimum(pause_B1 + offset_E, self._longest_s)
-            offset_BE = np.where(np.isnan(offset_BE), _NONE, offset_BE).astype(np.float32)
-            e_BED = self._kernels.head(h, pair_BE, offset_BE, *self._of_head)
-            made.append(e_BED)
-            if step + 1 < steps:
-                fed_back = np.ascontiguousarray(e_BED[:, aims.fed_back])
-                x_BD = self._kernels.tokens(fed_back, next_B, now_B, last_B, *self._of_tokens)
-                h = self._extended(x_BD[:, None], many, torch.float32, length_B + step)[:, 0]
-                last_B = now_B
-        cache.grow(steps - 1)
-        return torch.from_numpy(np.concatenate(made, 1))
-
-    def _extended(self, x_BND: np.ndarray, cache: "_Cache", kept: torch.dtype, length_B: np.ndarray) -> np.ndarray:
-        made: np.ndarray = self._kernels.extend(
-            x_BND, *cache.pages, cache.key, cache.value, cache.steps, length_B, self._weights, self._bias_YO,
-            self._norm_D, *cache.angles, self._kept[kept],
-        )  # fmt: skip
-        return made
-
-    def _pair(self, action: Tensor, surface: Tensor) -> Tensor:
-        return (action + 1) * self._surfaces + surface
-
-    def _head_pair(self, outcome: Tensor, surface: Tensor) -> Tensor:
-        return (outcome + 1) * self._head_surfaces + (surface + 1)
+        pair_BE = (outcome_BE + 1) * self._head_surfaces + (surface_BE + 1)
+        return torch.from_numpy(
+            self._kernels.head(_array(h_BD), _array(pair_BE), _array(offset_s_BE.float()), *self._of_head)
+        )
 
 
 class _Cache:
     """Keys and values as the kernel takes them: rows and heads are one dimension, whichever of them comes first."""
 
-    def __init__(self, cache: KVCache, angles: tuple[Tensor, Tensor]) -> None:
-        self.angles = tuple(x.numpy() for x in angles)
+    def __init__(self, cache: KVCache) -> None:
         if isinstance(cache, PagedCache) and cache.pages is not None:
             self.pages, (self.key, self.value), self.steps = cache.pages, cache.own, (cache.heads, 1)
             return

@@ -10,7 +10,7 @@ in a row of their own, P positions there are angles for.
 """
 
 import math
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -21,9 +21,6 @@ from pinrec.few import MOST, FewTokens
 from pinrec.heads import PERIODS_S, LogTime, OutputHead
 from pinrec.kept import rounded
 from pinrec.model import PinRecModel
-
-if TYPE_CHECKING:
-    from pinrec.generation import Aims, Moment
 
 _LEAST: Final = 1e-20  # a vector of zeros stays one
 
@@ -97,13 +94,6 @@ class FusedModel:
         if self.few is not None and outcome_BE.numel() <= MOST:
             return self.few.head(h_BD, outcome_BE, surface_BE, offset_s_BE)
         return self.of_head(h_BD, outcome_BE, surface_BE, offset_s_BE)
-
-    def few_steps(self, h_BD: Tensor, cache: KVCache, moment: "Moment", aims: "Aims", steps: int) -> Tensor | None:
-        """`pinrec.generation.generated` where a CPU makes few embeddings; None elsewhere."""
-        if self.few is None or aims.outcome_BE.numel() > MOST:
-            return None
-        cache.reserve(steps - 1)
-        return self.few.steps(h_BD, cache, moment, aims, steps, self._angles.of_first(cache.longest + steps))
 
     def _normed(self, x_TD: Tensor) -> Tensor:
         h_TD: Tensor = _unit(x_TD) * self.norm_D

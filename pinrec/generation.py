@@ -204,8 +204,6 @@ def generated(
         h_BD: state at each last event.
         cache: of the histories; it grows by steps - 1.
     """
-    if isinstance(model, FusedModel) and (few := model.few_steps(h_BD, cache, moment, aims, steps)) is not None:
-        return few
     longest_s, last_B, made = model.config.max_offset_s, moment.last_B, []
     for step in range(steps):
         # Seconds from each last event, as offsets count from now; -1 where none is aimed at.
