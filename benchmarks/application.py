@@ -16,6 +16,7 @@ from streaming.simulator import TownConfig
 
 _NEVER_S: Final = 1e6
 _PATIENCE_S: Final = 60.0
+_NARROWER: Final = 4
 _FULL: Final = TownConfig(inhabitants=500, items=2_000, past_events=20_000)
 _QUICK: Final = TownConfig(inhabitants=100, items=200, past_events=3_000)
 
@@ -78,7 +79,8 @@ class Application:
         topics: dict[str, list[str]] = {}
         for item in items:
             topics.setdefault(item.categories[0], []).append(item.item_id)
-        self.topics = list(topics.values())
+        # Narrower ones: with a dozen, all users' lists would be made of the same few hundred items.
+        self.topics = [of_topic[at::_NARROWER] for of_topic in topics.values() for at in range(_NARROWER)]
         self.await_idle()
         self.start_seconds = time.monotonic() - self._started
 
