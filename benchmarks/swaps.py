@@ -115,8 +115,8 @@ def results(
     setting = (
         f"Open loop for {minutes:g} minutes: {EVENTS_PER_S:g} events/s and {QUERIES_PER_S:g} queries/s (k=20) of "
         f"{town.inhabitants:,} users and {town.items:,} items, trainer.interval_s = {interval:g}, everything "
-        "on one machine, the load beside it. Each user acts on items in vogue in three of some fifty topics; every 45 s one of "
-        "each topic goes and another comes."
+        f"on one machine, the load beside it. Each user acts on items in vogue in three of {len(application.topics)} "
+        "topics; every 45 s one of each goes and another comes."
     )
     failed = len(sustained.failures)
     p6 = Result(
