@@ -5,6 +5,7 @@ the first answer of the new version; the rest, training included, is the steady 
 """
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -32,6 +33,8 @@ class Watched:
 
     phases: list[tuple[float, str]] = field(default_factory=list)
     trained_until: dict[str, float] = field(default_factory=dict)
+    refused: dict[str, list[str]] = field(default_factory=dict)
+    """By candidate that the gate refused, the checks that it failed."""
 
     def look(self, status: Status) -> None:
         """Note one look."""
@@ -39,6 +42,8 @@ class Watched:
         self.phases.append((time.time(), trainer.get("phase", "")))
         if trainer.get("version"):
             self.trained_until.setdefault(trainer["version"], trainer["trained_until"])
+        if refused := trainer.get("last_refused"):
+            self.refused[refused["version"]] = [refusal["check"] for refusal in refused["refusals"]]
 
 
 def measure(application: Application, minutes: float, quick: bool, progress: Progress) -> list[Result]:
@@ -134,6 +139,8 @@ def results(
         details={
             "minutes": minutes,
             "swaps": len(windows),
+            "refused": len(seen.refused),
+            **Counter(f"refused_by_{check}" for checks in seen.refused.values() for check in checks),
             "queries": len(sustained.asked) + failed,
             "events": sustained.events,
             "failed": failed,

@@ -36,12 +36,13 @@ class Arena:
         scale_bytes = torch.bfloat16.itemsize if dtype == torch.int8 else 0
         self.block_bytes = 2 * layers * heads * POSITIONS * (width * dtype.itemsize + scale_bytes)
         self.blocks = max(0, budget) // self.block_bytes
-        # Zeros, not whatever lies there: what is masked is still multiplied by 0, which NaN survives. Blocks are the
-        # second dimension, so that a gathered cache is one contiguous run for each layer and head, and is converted
-        # as such: five times as fast as turning it round. One block more is nobody's: room to grow is made of it.
-        shape = 2, layers, heads, self.blocks + 1, POSITIONS
-        self._memory_2YHNPK = torch.zeros(*shape, width, dtype=dtype)
-        self._scale_2YHNP1 = torch.zeros(*shape, 1, dtype=torch.bfloat16) if dtype == torch.int8 else None
+        # Zeros, not whatever lies there: what is masked is still multiplied by 0, which NaN survives. One block more is
+        # nobody's: room to grow is made of it. Keys lie turned round: the kernels score a page's positions side by
+        # side.
+        shape = layers, heads, self.blocks + 1
+        self._key_YHNKP = torch.zeros(*shape, width, POSITIONS, dtype=dtype)
+        self._value_YHNPK = torch.zeros(*shape, POSITIONS, width, dtype=dtype)
+        self._scale_2YHNP = torch.zeros(2, *shape, POSITIONS, dtype=torch.bfloat16) if dtype == torch.int8 else None
         self._free: list[int] = []
         self.reset()
 
@@ -94,18 +95,25 @@ class Arena:
         layers, heads, width = self.shape
         rows, most = index_BM.shape
         block_T = torch.from_numpy(index_BM).flatten()
-        found = _picked(self._memory_2YHNPK, block_T).float()
-        if self._scale_2YHNP1 is not None:
-            scale = _picked(self._scale_2YHNP1, block_T).float()
-            found = found.view(*scale.shape, width) * scale[..., None]
-        both = found.view(2, layers, heads, rows, most * POSITIONS, width).transpose(2, 3)
-        return both[0], both[1]
+        key_YHTPK = _picked(self._key_YHNKP, block_T).transpose(3, 4)
+        value_YHTPK = _picked(self._value_YHNPK, block_T)
+        if self._scale_2YHNP is not None:
+            key_YHTPK, value_YHTPK = (
+                found * _picked(scale, block_T)[..., None]
+                for found, scale in zip((key_YHTPK, value_YHTPK), self._scale_2YHNP, strict=True)
+            )
+        shape = layers, heads, rows, most * POSITIONS, width
+        return key_YHTPK.reshape(shape).transpose(1, 2), value_YHTPK.reshape(shape).transpose(1, 2)
+
+    @property
+    def _both(self) -> tuple[Tensor, Tensor]:
+        """Keys and values, [Y, H, N, P, K] each."""
+        return self._key_YHNKP.transpose(3, 4), self._value_YHNPK
 
     @property
     def pages(self) -> tuple[np.ndarray, np.ndarray]:
-        """Keys and values of bfloat16 where they lie, uint16[Y, H, N, P, K] each."""
-        raw_2YHNPK = self._memory_2YHNPK.view(torch.uint16).numpy()
-        return raw_2YHNPK[0], raw_2YHNPK[1]
+        """Keys [Y, H, N, K, P] and values [Y, H, N, P, K] of bfloat16 where they lie, as uint16."""
+        return self._key_YHNKP.view(torch.uint16).numpy(), self._value_YHNPK.view(torch.uint16).numpy()
 
     def store(self, held: list[list[int]], cache: KVCache, since: list[int], until: list[int]) -> None:
         """Keep the positions [since, until) of the cache's rows in the blocks that the rows hold."""
@@ -115,13 +123,13 @@ class Arena:
             return
         row_T, at_T = torch.tensor(rows), torch.tensor(at)
         block_T = torch.tensor([held[row][position // POSITIONS] for row, position in zip(rows, at, strict=True)])
-        for number in range(2):
+        for number, memory in enumerate(self._both):
             new_YHTK = cache.new(number, row_T, at_T)
-            if self._scale_2YHNP1 is not None:
+            if self._scale_2YHNP is not None:
                 scale_YHT1 = scales(new_YHTK)
-                self._scale_2YHNP1[number][:, :, block_T, at_T % POSITIONS] = scale_YHT1.bfloat16()
+                self._scale_2YHNP[number][:, :, block_T, at_T % POSITIONS] = scale_YHT1[..., 0].bfloat16()
                 new_YHTK = (new_YHTK / scale_YHT1).round_()
-            self._memory_2YHNPK[number][:, :, block_T, at_T % POSITIONS] = new_YHTK.to(self.dtype)
+            memory[:, :, block_T, at_T % POSITIONS] = new_YHTK.to(self.dtype)
 
 
 class PagedCache(KVCache):
@@ -197,6 +205,8 @@ class PagedCache(KVCache):
         return self._both
 
 
-def _picked(memory_2YHNPK: Tensor, block_T: Tensor) -> Tensor:
-    """Some blocks [2YH, T, PK] of a memory."""
-    return memory_2YHNPK.flatten(0, 2).flatten(2).index_select(1, block_T)
+def _picked(memory_YHN: Tensor, block_T: Tensor) -> Tensor:
+    """float32[Y, H, T, ...]: some blocks of a memory, each picked as one run of numbers."""
+    layers, heads, _, *of_one = memory_YHN.shape
+    runs = memory_YHN.flatten(0, 1).flatten(2).index_select(1, block_T)
+    return runs.float().view(layers, heads, len(block_T), *of_one)

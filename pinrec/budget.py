@@ -99,25 +99,8 @@ def compress(e_BED: np.ndarray, outcome_BE: np.ndarray, slots_BE: np.ndarray, th
     Returns:
         int64[B, E] places; every row keeps its sum per outcome.
     """
-    alike_BEE = (e_BED @ e_BED.transpose(0, 2, 1) > threshold) & (outcome_BE[:, :, None] == outcome_BE[:, None, :])
-    # Each row of it as one number, a bit an embedding: the walk depends on its own steps, so it goes one by one, and
-    # there a few operations on whole numbers cost far less than as many on small arrays.
-    packed = np.packbits(alike_BEE, axis=2, bitorder="little")
-    width, of_all, embeddings = packed.shape[2], packed.tobytes(), slots_BE.shape[1]
-    alike = [int.from_bytes(of_all[at : at + width], "little") for at in range(0, len(of_all), width)]
-    return np.array(
-        [_merged(slots_E, alike[b * embeddings :][:embeddings]) for b, slots_E in enumerate(slots_BE.tolist())],
-        np.int64,
-    )
+    from pinrec import list_kernels  # noqa: PLC0415 - compiled where lists are made
+    from pinrec.compiled import plain  # noqa: PLC0415
 
-
-def _merged(slots_E: list[int], alike_E: list[int]) -> list[int]:
-    """One request's places; the bits of `alike_E` are the embeddings that each one is like."""
-    merged, kept = [0] * len(slots_E), 0
-    for i, (mine, alike) in enumerate(zip(slots_E, alike_E, strict=True)):
-        if earlier := alike & kept:
-            merged[(earlier & -earlier).bit_length() - 1] += mine
-        elif mine:
-            merged[i] = mine
-            kept |= 1 << i
-    return merged
+    arrays = (plain(x) for x in (e_BED, outcome_BE, slots_BE))
+    return list_kernels.compressed(*arrays, threshold)  # type: ignore[no-any-return]

@@ -89,6 +89,12 @@ class ModelConfig(Frozen):
     tower: Literal["mlp", "residual"] = Field(
         "mlp", description="residual: an item's vector is its ID embedding and what an MLP adds to it"
     )
+    least_temperature: float = Field(
+        0.01,
+        gt=0,
+        le=1,
+        description="inner products are divided by a learned number in training, but by no smaller one",
+    )
     content_width: int = Field(0, ge=0, description="length of ItemUpdate.embedding; 0 = none")
     table_dtype: Literal["float32", "int8"] = Field(
         "float32", description="of the item vectors in a bundle; int8 is a quarter of the size"
@@ -119,6 +125,9 @@ class TrainingConfig(Frozen):
     )
     window: int = Field(64, ge=2, description="events of one training window")
     learning_rate: float = Field(3e-3, gt=0)
+    table_rate: float = Field(
+        10.0, gt=0, description="learning rate of embedding tables, whose rows are seldom met, of all else's"
+    )
     weight_decay: float = Field(0.01, ge=0)
     softmax: Literal["sampled", "exact"] = Field(
         "sampled", description="exact: over the whole catalogue; affordable up to some ten thousand items"

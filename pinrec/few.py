@@ -95,8 +95,9 @@ class _Cache:
             cache.key, cache.value = cache.key.contiguous(), cache.value.contiguous()
             both, self.steps = (cache.key, cache.value), (heads, 1)
         self.key, self.value = (x.view(len(x), rows * heads, capacity, width).numpy() for x in both)
-        nowhere = np.zeros((1, 1, 1, 1, width), np.uint16)
-        self.pages = (nowhere, nowhere), np.zeros((rows, 1), np.int64), np.zeros(rows, np.int64)
+        shape = len(cache.key), heads, 1
+        nowhere = np.zeros((*shape, width, 1), np.uint16), np.zeros((*shape, 1, width), np.uint16)
+        self.pages = nowhere, np.zeros((rows, 1), np.int64), np.zeros(rows, np.int64)
 
 
 def _array(x: Tensor) -> np.ndarray:

@@ -24,8 +24,9 @@ from pinrec.exploration import explored
 from pinrec.fused import FusedModel
 from pinrec.hashing import hash_id
 from pinrec.model import PinRecModel
+from pinrec.pooling import turns
 from pinrec.requests import ANY, Candidate, GenerationRequest, check
-from pinrec.retrieval import Embeddings, Filter, pools, retrieve, turns
+from pinrec.retrieval import Embeddings, Filter, pools, retrieve
 
 if TYPE_CHECKING:
     from pinrec.bundle import Bundle

@@ -1,20 +1,18 @@
 """The forward pass for a few tokens, compiled: its arithmetic takes microseconds, a hundred calls into torch a hundred.
 
-Importing this module compiles it, which takes some seconds the first time; what was made is kept beside the bytecode.
-The interpreter's lock is not held while a function runs, so a service's other threads go on.
-
-Every function works for any shape; beyond some hundred tokens torch's matrix products are faster. Arrays are float32
-and contiguous where nothing else is said; a matrix has its inputs as rows.
+See `pinrec.compiled`. Every function works for any shape; beyond some hundred tokens the matrix products of torch are
+faster. Arrays are float32 and contiguous where nothing else is said; a matrix has its inputs as rows.
 
 Shapes: as in `pinrec.fused`; also Y layers, C capacity of a cache, I inputs and O outputs of a matrix, F features.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, Final
 
 import numba as nb
 import numpy as np
+
+from pinrec.compiled import compiled, exact, sums
 
 FLOAT32: Final = 0
 BFLOAT16: Final = 1
@@ -34,26 +32,7 @@ _EXP: Final = (
 _ERF: Final = np.float32(-1.453152027), np.float32(1.421413741), np.float32(-0.284496736), np.float32(0.254829592)
 
 
-def _compiled(signature: Any) -> Callable[[Callable[..., np.ndarray]], Callable[..., np.ndarray]]:
-    """Compile a function for these types now; what is made is kept, where there is a folder to keep it in."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-
-    def compiled(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-        try:
-            made: Callable[..., np.ndarray] = nb.njit(signature, cache=True, **options)(function)
-        except RuntimeError:  # neither beside the bytecode nor in the user's own folder
-            made = nb.njit(signature, **options)(function)
-        return made
-
-    return compiled
-
-
-# Sums may be taken in any order, so that they use the width of the processor; nothing else is approximate.
-_sums = nb.njit(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
-_exact = nb.njit(error_model="numpy")
-
-
-@_sums
+@sums
 def _add_product(x_TI, w_IO, y_TO):  # type: ignore[no-untyped-def]
     """Add x w to y. Four inputs at a time, so that an output is read and written a quarter as often."""
     tokens, inputs = x_TI.shape
@@ -70,7 +49,7 @@ def _add_product(x_TI, w_IO, y_TO):  # type: ignore[no-untyped-def]
                 y_TO[t, o] += a * w_IO[i, o]
 
 
-@_sums
+@sums
 def _unit(x_TD, unit_TD, least):  # type: ignore[no-untyped-def]
     """The vectors, of length 1; none is taken for shorter than `least`, so that zeros stay zeros. May be in place."""
     tokens, width = x_TD.shape
@@ -83,7 +62,7 @@ def _unit(x_TD, unit_TD, least):  # type: ignore[no-untyped-def]
             unit_TD[t, d] = x_TD[t, d] * scale
 
 
-@_sums
+@sums
 def _exp(x):  # type: ignore[no-untyped-def]
     """To the last bit but one, for many numbers at once: 2^n of a polynomial (Cephes, expf)."""
     x = min(max(x, np.float32(-87)), np.float32(88))
@@ -95,12 +74,12 @@ def _exp(x):  # type: ignore[no-untyped-def]
     return (p * r * r + r + _ONE) * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
-@_sums
+@sums
 def _silu(x):  # type: ignore[no-untyped-def]
     return x / (_ONE + _exp(-x))
 
 
-@_sums
+@sums
 def _gelu(x):  # type: ignore[no-untyped-def]
     """With erf to 1.5e-7 (Abramowitz and Stegun 7.1.26)."""
     z = abs(x) * _ROOT_HALF
@@ -112,7 +91,7 @@ def _gelu(x):  # type: ignore[no-untyped-def]
     return _HALF * x * (_ONE + (erf if x >= 0 else -erf))
 
 
-@_exact
+@exact
 def _to_bfloat16(x_K, bits_K):  # type: ignore[no-untyped-def]
     """Round to the nearest number of eight significant bits, ties to even; `bits_K` is the same memory as uint32."""
     for k in range(len(x_K)):
@@ -120,7 +99,7 @@ def _to_bfloat16(x_K, bits_K):  # type: ignore[no-untyped-def]
         bits_K[k] = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
 
 
-@_exact
+@exact
 def _round(x_K, kept, one, one_bits):  # type: ignore[no-untyped-def]
     """See `pinrec.kept.rounded`. `one`: room for a number, `one_bits` the same as uint32."""
     if kept == BFLOAT16:
@@ -135,7 +114,7 @@ def _round(x_K, kept, one, one_bits):  # type: ignore[no-untyped-def]
             x_K[k] = np.float32(np.rint(x_K[k] / one[0])) * one[0]
 
 
-@_exact
+@exact
 def _turn(x_K, other_K, cos_K, sin_K):  # type: ignore[no-untyped-def]
     """Rotary angles, in place; sines of the first half are negative."""
     half = len(x_K) // 2
@@ -145,44 +124,87 @@ def _turn(x_K, other_K, cos_K, sin_K):  # type: ignore[no-untyped-def]
         x_K[k] = x_K[k] * cos_K[k] + other_K[k] * sin_K[k]
 
 
-@_exact
-def _unpack(memory_YHNPK, layer, head_, block, count, bits_P):  # type: ignore[no-untyped-def]
-    """The first `count` positions of a page of bfloat16, as float32 in bits."""
-    width = memory_YHNPK.shape[4]
-    for p in range(count):
+@exact
+def _float(bits):  # type: ignore[no-untyped-def]
+    """The float32 of a bfloat16's bits."""
+    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+
+
+@sums
+def _score_page(q_K, key_KP, score_P):  # type: ignore[no-untyped-def]
+    """Inner products of a query with a page of keys, bfloat16.
+
+    Positions lie side by side, so that none is summed up across the width of the processor; four numbers of the query
+    at a time, so that scores are written a quarter as often.
+    """
+    width, positions = key_KP.shape
+    by_four = width - width % 4
+    for p in range(positions):
+        score_P[p] = 0
+    for k in range(0, by_four, 4):
+        a, b, c, d = q_K[k], q_K[k + 1], q_K[k + 2], q_K[k + 3]
+        for p in range(positions):
+            score_P[p] += (
+                a * _float(key_KP[k, p])
+                + b * _float(key_KP[k + 1, p])
+                + c * _float(key_KP[k + 2, p])
+                + d * _float(key_KP[k + 3, p])
+            )
+    for k in range(by_four, width):
+        a = q_K[k]
+        for p in range(positions):
+            score_P[p] += a * _float(key_KP[k, p])
+
+
+@sums
+def _add_page(weight_P, value_PK, attended_K):  # type: ignore[no-untyped-def]
+    """Add the weighted sum of the first positions of a page of values, bfloat16; see `_score_page`."""
+    count, width = len(weight_P), value_PK.shape[1]
+    by_four = count - count % 4
+    for p in range(0, by_four, 4):
+        a, b, c, d = weight_P[p], weight_P[p + 1], weight_P[p + 2], weight_P[p + 3]
         for k in range(width):
-            bits_P[p * width + k] = np.uint32(memory_YHNPK[layer, head_, block, p, k]) << np.uint32(16)
+            attended_K[k] += (
+                a * _float(value_PK[p, k])
+                + b * _float(value_PK[p + 1, k])
+                + c * _float(value_PK[p + 2, k])
+                + d * _float(value_PK[p + 3, k])
+            )
+    for p in range(by_four, count):
+        a = weight_P[p]
+        for k in range(width):
+            attended_K[k] += a * _float(value_PK[p, k])
 
 
-@_sums
-def _attend(q_K, pages, own, score_L, page_P, bits_P, attended_K):  # type: ignore[no-untyped-def]
+@sums
+def _attend(q_K, pages, own, score_L, most_P, attended_K):  # type: ignore[no-untyped-def]
     """Softmax attention of one query to positions in pages of bfloat16, and behind them to some of its own.
 
     Args:
-        pages: memories of keys and values [Y, H, N, P, K], layer, head, blocks [M] of the row, positions in them.
-        own: keys and values [Y, S, C, K], place in S, positions.
-        page_P: room for a page of numbers; `bits_P` the same as uint32.
+        q_K: the query over the root of its width.
+        pages: keys [N, K, P] and values [N, P, K] of a layer and head, blocks [M] of the row, positions in them.
+        own: keys and values [C, K], positions.
+        score_L: room for all positions, and for a page.
+        most_P: room for a number of each position of a page.
     """
-    key_YHNPK, value_YHNPK, layer, head_, block_M, paged = pages
-    key_YSCK, value_YSCK, s, more = own
-    width, size = len(q_K), key_YHNPK.shape[3]
-    scale = _ONE / np.float32(math.sqrt(width))
-    most = np.float32(-np.inf)
+    key_NKP, value_NPK, block_M, paged = pages
+    key_CK, value_CK, more = own
+    width, size = len(q_K), value_NPK.shape[1]
+    most_P[:] = -np.inf
     for begin in range(0, paged, size):
-        count = min(size, paged - begin)
-        _unpack(key_YHNPK, layer, head_, block_M[begin // size], count, bits_P)
-        for p in range(count):
-            product = np.float32(0)
-            for k in range(width):
-                product += q_K[k] * page_P[p * width + k]
-            score_L[begin + p] = product * scale
-            most = max(most, score_L[begin + p])
+        _score_page(q_K, key_NKP[block_M[begin // size]], score_L[begin : begin + size])
+        for p in range(min(size, paged - begin)):
+            most_P[p] = max(most_P[p], score_L[begin + p])
     for at in range(more):
         product = np.float32(0)
         for k in range(width):
-            product += q_K[k] * key_YSCK[layer, s, at, k]
-        score_L[paged + at] = product * scale
-        most = max(most, score_L[paged + at])
+            product += q_K[k] * key_CK[at, k]
+        score_L[paged + at] = product
+    most = np.float32(-np.inf)
+    for p in range(size):
+        most = max(most, most_P[p])
+    for at in range(paged, paged + more):
+        most = max(most, score_L[at])
     total = np.float32(0)
     for at in range(paged + more):
         score_L[at] = _exp(score_L[at] - most)
@@ -190,14 +212,11 @@ def _attend(q_K, pages, own, score_L, page_P, bits_P, attended_K):  # type: igno
     for k in range(width):
         attended_K[k] = 0
     for begin in range(0, paged, size):
-        count = min(size, paged - begin)
-        _unpack(value_YHNPK, layer, head_, block_M[begin // size], count, bits_P)
-        for p in range(count):
-            for k in range(width):
-                attended_K[k] += score_L[begin + p] * page_P[p * width + k]
+        _add_page(score_L[begin : min(begin + size, paged)], value_NPK[block_M[begin // size]], attended_K)
     for at in range(more):
+        weight = score_L[paged + at]
         for k in range(width):
-            attended_K[k] += score_L[paged + at] * value_YSCK[layer, s, at, k]
+            attended_K[k] += weight * value_CK[at, k]
     for k in range(width):
         attended_K[k] /= total
 
@@ -206,7 +225,7 @@ _tuple: Any = nb.types.UniTuple
 _f4, _f8, _i8, _u2 = nb.float32, nb.float64, nb.int64, nb.uint16
 
 
-@_compiled(
+@compiled(
     _f4[:, :, ::1](
         _f4[:, :, ::1], _tuple(_u2[:, :, :, :, ::1], 2), _i8[:, ::1], _i8[::1], _f4[:, :, :, ::1],
         _f4[:, :, :, ::1], _tuple(_i8, 2), _i8[::1],
@@ -220,7 +239,7 @@ def extend(  # type: ignore[no-untyped-def]
     """See `FusedModel.extend`; keys and values are written behind each row's `length_B`.
 
     Args:
-        memories: keys and values in pages of bfloat16, uint16[Y, H, N, P, K].
+        memories: keys [Y, H, N, K, P] and values [Y, H, N, P, K] in pages of bfloat16, as uint16.
         block_BM: int64, each row's pages; what they hold is only read.
         paged_B: int64, each row's first positions, which lie in its pages; the others are its own.
         key_YSCK, value_YSCK: S = B H or H B, as they lie.
@@ -244,9 +263,10 @@ def extend(  # type: ignore[no-untyped-def]
     longest = 0
     for b in range(rows):
         longest = max(longest, paged_B[b])
-    score_L, other_K = np.empty(longest + capacity, np.float32), np.empty(head_width, np.float32)
-    page_P, one = np.empty(memories[0].shape[3] * head_width, np.float32), np.empty(1, np.float32)
-    bits_P, one_bits = page_P.view(np.uint32), one.view(np.uint32)
+    positions = memories[1].shape[3]
+    score_L, other_K = np.empty(longest + positions + capacity, np.float32), np.empty(head_width, np.float32)
+    most_P, one = np.empty(positions, np.float32), np.empty(1, np.float32)
+    one_bits, scale = one.view(np.uint32), _ONE / np.float32(math.sqrt(head_width))
     for layer in range(layers):
         _unit(x_TD, unit_TD, _LEAST)
         for t in range(tokens):
@@ -271,9 +291,12 @@ def extend(  # type: ignore[no-untyped-def]
             b = t // more
             for h in range(heads):
                 here, s = slice(h * head_width, (h + 1) * head_width), b * row_step + h * head_step
-                pages = memories[0], memories[1], layer, h, block_BM[b], paged_B[b]
-                own = key_YSCK, value_YSCK, s, length_B[b] + t % more + 1 - paged_B[b]
-                _attend(y_TO[t, here], pages, own, score_L, page_P, bits_P, joined_TD[t, here])
+                q_K = y_TO[t, here]
+                for k in range(head_width):
+                    q_K[k] *= scale
+                pages = memories[0][layer, h], memories[1][layer, h], block_BM[b], paged_B[b]
+                own = key_YSCK[layer, s], value_YSCK[layer, s], length_B[b] + t % more + 1 - paged_B[b]
+                _attend(q_K, pages, own, score_L, most_P, joined_TD[t, here])
             for d in range(width):
                 joined_TD[t, d] *= _silu(y_TO[t, 3 * width + d])
         _add_product(joined_TD, out[layer], x_TD)
@@ -293,7 +316,7 @@ def extend(  # type: ignore[no-untyped-def]
     return x_TD.reshape(rows, more, width)
 
 
-@_exact
+@exact
 def _log_time(span_s, max_s, frequency_F, phase_F, features):  # type: ignore[no-untyped-def]
     """See `pinrec.heads.LogTime`: writes 1 + F features."""
     scaled = np.float32(math.log1p(min(max(span_s, 0.0), max_s))) * np.float32(1 / math.log1p(max_s))
@@ -302,7 +325,7 @@ def _log_time(span_s, max_s, frequency_F, phase_F, features):  # type: ignore[no
         features[1 + f] = np.float32(math.sin(phase_F[f] + scaled * frequency_F[f]))
 
 
-@_compiled(
+@compiled(
     _f4[:, ::1](
         _f4[:, ::1], _i8[::1], _f8[::1], _f8[::1], _f4[:, ::1], _f4[:, ::1], _f8[::1], _f8, _f4[::1], _f4[::1],
         _f4[::1],
@@ -339,7 +362,7 @@ def tokens(item_TD, pair_T, at_T, before_T, matrix_ID, pair_QD, period_3, max_s,
     return x_TD
 
 
-@_compiled(
+@compiled(
     _f4[:, :, ::1](
         _f4[:, ::1], _i8[:, ::1], _f4[:, ::1], _tuple(_f4[:, ::1], 4), _tuple(_f4[::1], 4),
         _f4[:, ::1], _f4[::1], _f8, _f4[::1], _f4[::1],

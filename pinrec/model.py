@@ -19,7 +19,6 @@ from pinrec.ranking import RankingHead
 from pinrec.tower import ItemTower
 
 FIRST_TEMPERATURE = 0.05
-LOWEST_TEMPERATURE = 0.01
 UNKNOWN = -1  # the action of a candidate, which nobody has met yet, or of an event that training hides
 
 
@@ -46,9 +45,6 @@ class PinRecModel(nn.Module):
         self.config, self.vocabulary = config, vocabulary
         self.tower = ItemTower(config, ids)
         self.item_in = nn.Linear(config.width, config.width)
-        if config.tower == "residual":  # what is predicted begins in the space of what was met
-            nn.init.eye_(self.item_in.weight)
-            nn.init.zeros_(self.item_in.bias)
         self.action = nn.Embedding(len(vocabulary.actions), config.width)
         self.surface = nn.Embedding(len(vocabulary.surfaces), config.width)
         for table in (self.action, self.surface):
@@ -58,13 +54,26 @@ class PinRecModel(nn.Module):
         self.no_previous = nn.Parameter(torch.zeros(self.pause.features))
         self.backbone = Backbone(config)
         self.output = OutputHead(config, vocabulary)
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(FIRST_TEMPERATURE)))
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(max(FIRST_TEMPERATURE, config.least_temperature))))
         self.ranking = RankingHead(config, vocabulary) if config.ranking else None
+        if config.tower == "residual":
+            self._begin_with_the_last_item()
+
+    def _begin_with_the_last_item(self) -> None:
+        """What is predicted begins as what was met last, with little of what all tokens have in common."""
+        nn.init.eye_(self.item_in.weight)
+        nn.init.zeros_(self.item_in.bias)
+        for layer in (self.time_in, self.output.out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        for table in (self.action, self.surface):
+            with torch.no_grad():
+                table.weight.mul_(0.1)
 
     @property
     def temperature(self) -> Tensor:
         """What inner products are divided by in training."""
-        return self.log_temperature.exp().clamp(min=LOWEST_TEMPERATURE)
+        return self.log_temperature.exp().clamp(min=self.config.least_temperature)
 
     def item_vectors(self, hash_N: Tensor, bag_NK: Tensor, content_NC: Tensor, has_content_N: Tensor) -> Tensor:
         """L2-normalised item vectors, float32[N, D].

@@ -65,7 +65,7 @@ class Candidate:
     Attributes:
         row: of the catalogue, or behind its last one of the delta (`pinrec.delta.View`).
         score: inner product with the embedding, of -1 to 1, or with several embeddings of the outcome the soft maximum
-            of theirs (`pinrec.pooling.pooled`). Where the ranking head ordered the list, the probabilities
+            of theirs (`pinrec.pooling.Pools.filled`). Where the ranking head ordered the list, the probabilities
             that the item, once shown, meets with each outcome of the request, weighed by their shares: 0 to 1. In a
             list of popular items 1 / rank.
         outcome: name of the outcome aimed at.

@@ -1,14 +1,12 @@
 """From embeddings to lists: search, filter, and share the places out.
 
 Shape suffixes: B requests, E embeddings of a request in generation order (step, then outcome, then offset), Q
-embeddings that are searched, K results of a search, D width, N items, G groups (a request and one of its outcomes), T
-items that are taken.
+embeddings that are searched, K results of a search, D width, N items; see also `pinrec.pooling`.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -17,7 +15,7 @@ from pinrec.budget import compress
 from pinrec.config import GenerationConfig
 from pinrec.delta import Delta, View
 from pinrec.hashing import hash_id
-from pinrec.pooling import Found, Pools, pooled
+from pinrec.pooling import Found, Pools, Taken
 from pinrec.requests import ANY, Candidate, GenerationRequest
 
 if TYPE_CHECKING:
@@ -125,8 +123,9 @@ def pools(
         fetch = min(fetch, len(view))
         row_Q, at_Q = np.nonzero(slots_BE[pending])
         request_Q = np.array(pending)[row_Q]
-        found = Found(request_Q, at_Q, *view.search(embeddings.e_BED[request_Q, at_Q], fetch))
-        made = _filled(view, requests, embeddings, slots_BE, found, filters, depth)
+        _, item_QK = view.search(embeddings.e_BED[request_Q, at_Q], fetch)
+        found = Found(request_Q, at_Q, item_QK)
+        made = _filled(view, embeddings, slots_BE, found, filters, depth)
         lists = [made.get(b, listed) for b, listed in enumerate(lists)]
         short = [b for b in pending if len(lists[b]) < requests[b].k]
         if fetch >= min(len(view), _DEEPEST):
@@ -135,15 +134,14 @@ def pools(
         pending, fetch = short, 2 * fetch
     for b in scanned:
         at_Q = np.nonzero(slots_BE[b])[0]
-        scored = _scan(view, filters[b], embeddings.e_BED[b, at_Q], depth * requests[b].k)
-        found = Found(np.full(len(at_Q), b), at_Q, *scored)
-        lists[b] = _filled(view, requests, embeddings, slots_BE, found, filters, depth)[b]
+        item_QK = _scan(view, filters[b], embeddings.e_BED[b, at_Q], depth * requests[b].k)
+        found = Found(np.full(len(at_Q), b), at_Q, item_QK)
+        lists[b] = _filled(view, embeddings, slots_BE, found, filters, depth)[b]
     return lists
 
 
 def _filled(
     view: View,
-    requests: Sequence[GenerationRequest],
     embeddings: Embeddings,
     slots_BE: np.ndarray,
     found: Found,
@@ -151,65 +149,22 @@ def _filled(
     depth: int,
 ) -> dict[int, list[Candidate]]:
     """The lists of all requests that were searched for, as far as what was found fills them; by request."""
-    pools = pooled(view, embeddings.e_BED, embeddings.outcome_BE, slots_BE, found)
-    asked = list(dict.fromkeys(pools.request_G.tolist()))
-    hashes = [filters[b].hashes for b in asked]
-    pools = pools.without(view, np.repeat(asked, [len(mine) for mine in hashes]), np.concatenate(hashes))
+    pools = Pools.of(embeddings.outcome_BE, slots_BE, found)
+    asked = pools.requests
+    may_M = pools.admitted(view, [filters[b].hashes for b in asked])
     for b in asked:
         if filters[b].rows is not None:
-            pools = pools.only(b, filters[b].left(view))
-    # An outcome whose best are all taken by the others has to look no deeper than all places together.
-    best = pools.best(depth * max(requests[b].k for b in asked))
-    queues = np.take_along_axis(pools.item_GM, best, 1).tolist()
-    places, start = pools.places_G.tolist(), np.searchsorted(pools.request_G, asked).tolist()
-    taken = [
-        (lo + aim, i)
-        for lo, hi in zip(start, [*start[1:], len(places)], strict=True)
-        for aim, i in _fill(queues[lo:hi], places[lo:hi], depth)
-    ]
-    group_T, i_T = np.array(taken, np.int64).reshape(-1, 2).T
+            mine = pools.of_request(b)
+            may_M[mine] &= filters[b].left(view)[pools.row_M[mine]]
+    taken = pools.filled(view, may_M, embeddings.e_BED, embeddings.outcome_BE, slots_BE, depth)
     lists: dict[int, list[Candidate]] = {b: [] for b in asked}
-    for b, candidate in _candidates(view, embeddings, pools, group_T, best[group_T, i_T]):
+    for b, candidate in _candidates(view, embeddings, taken):
         lists[b].append(candidate)
     return lists
 
 
-def _fill(queues: Sequence[Sequence[int]], places: Sequence[int], depth: int) -> list[tuple[int, int]]:
-    """(outcome, place in its queue): outcomes take turns by their places, and each takes the best that is left for it.
-
-    Taking turns matters where outcomes want the same items: by score alone, one of them would take all of the best and
-    leave the other what nobody wants. Once every place is filled, each outcome takes `depth` - 1 further items for
-    each of its places.
-
-    Args:
-        queues: rows of each outcome, best first; ANY behind the last.
-    """
-    gone, left = {ANY}, [enumerate(queue) for queue in queues]
-    taken: list[tuple[int, int]] = []
-    for more in (1, depth - 1):
-        for aim in turns(tuple(more * n for n in places)):
-            for i, row in left[aim]:
-                if row not in gone:
-                    gone.add(row)
-                    taken.append((aim, i))
-                    break
-            else:
-                return taken
-    return taken
-
-
-@lru_cache(maxsize=1_024)
-def turns(places: tuple[int, ...]) -> tuple[int, ...]:
-    """Which of the outcomes is next, for all of their places: any head of the list holds each one's share, within one.
-
-    The j-th of an outcome's n stands at (j + 1/2) / n of the list.
-    """
-    at = [((j + 0.5) / n, -n, aim) for aim, n in enumerate(places) for j in range(n)]
-    return tuple(aim for _, _, aim in sorted(at))
-
-
-def _scan(view: View, only: Filter, q_QD: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and rows [Q, K] of the exact best `depth` that the filter leaves.
+def _scan(view: View, only: Filter, q_QD: np.ndarray, depth: int) -> np.ndarray:
+    """int64[Q, K]: the exact best `depth` rows that the filter leaves.
 
     With `depth` as many as are wanted in all, every embedding still has enough after the others have taken theirs.
     """
@@ -217,22 +172,19 @@ def _scan(view: View, only: Filter, q_QD: np.ndarray, depth: int) -> tuple[np.nd
     score_QN = q_QD @ view.vectors(rows).T
     depth = min(depth, len(rows))
     best_QK = np.argpartition(-score_QN, max(depth - 1, 0), axis=1)[:, :depth] if depth else score_QN.astype(np.int64)
-    return np.take_along_axis(score_QN, best_QK, axis=1), rows[best_QK]
+    return rows[best_QK]  # type: ignore[no-any-return]
 
 
-def _candidates(
-    view: View, embeddings: Embeddings, pools: Pools, group_T: np.ndarray, place_T: np.ndarray
-) -> Iterator[tuple[int, Candidate]]:
-    """The items at such places of groups, each behind its request, and what was aimed at when it was found."""
+def _candidates(view: View, embeddings: Embeddings, taken: Taken) -> Iterator[tuple[int, Candidate]]:
+    """The items that were taken, each behind its request, and what was aimed at when it was found."""
     names = [*(action.name for action in view.bundle.vocabulary.actions), None]  # the last is that of ANY
-    request_T, at_T = pools.request_G[group_T], pools.aimed(group_T, place_T)
-    rows = pools.item_GM[group_T, place_T].tolist()
+    rows = taken.row_N.tolist()
     columns = (
         rows,
         view.item_ids(rows),
-        pools.score_GM[group_T, place_T].tolist(),
-        [names[outcome] for outcome in embeddings.outcome_BE[request_T, at_T].tolist()],
-        [None if math.isnan(offset_s) else offset_s for offset_s in embeddings.offset_E[at_T].tolist()],
-        embeddings.step_E[at_T].tolist(),
+        taken.score_N.tolist(),
+        [names[outcome] for outcome in embeddings.outcome_BE[taken.request_N, taken.at_N].tolist()],
+        [None if math.isnan(offset_s) else offset_s for offset_s in embeddings.offset_E[taken.at_N].tolist()],
+        embeddings.step_E[taken.at_N].tolist(),
     )
-    return zip(request_T.tolist(), map(Candidate, *columns), strict=True)
+    return zip(taken.request_N.tolist(), map(Candidate, *columns), strict=True)

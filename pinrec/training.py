@@ -26,7 +26,6 @@ IN_BATCH: Final = 512  # most in-batch negatives; the logits would grow with the
 LONG_EVERY: Final = 4  # every so many batches hold windows as long as served histories
 BUCKETED: Final = 16  # batches cut from one lot of windows sorted by length, to save padding
 DROP: Final = 0.12  # how often a condition is dropped, so that one set of weights serves every mode
-TABLE_RATE: Final = 10.0  # learning rate of embedding tables, whose rows are seldom met, of all else's
 LATER_RATE: Final = 0.3  # learning rate of later rounds, of the first one's
 FINAL_RATE: Final = 0.1  # what the rate falls to in the course of a fit
 
@@ -81,7 +80,7 @@ class Learner:
             [
                 {"params": decayed, "weight_decay": training.weight_decay, "scale": 1.0},
                 {"params": others, "weight_decay": 0.0, "scale": 1.0},
-                {"params": tables, "weight_decay": 0.0, "scale": TABLE_RATE},
+                {"params": tables, "weight_decay": 0.0, "scale": training.table_rate},
             ],
             lr=training.learning_rate,
             betas=(0.9, 0.98),

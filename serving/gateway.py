@@ -28,6 +28,7 @@ from serving.api import (
 )
 from serving.config import AppSettings
 from serving.limits import LimitBody
+from serving.logs import log_with_serve
 from serving.metrics import render
 from serving.overview import ask, troubles
 from serving.problems import Problem
@@ -100,6 +101,7 @@ class Gateway:
         # Here, not above: who only builds the application need not wait for torch.
         from serving.engine import Engine
 
+        log_with_serve()
         context = serve.get_replica_context()
         self._settings = settings
         self._gateways: DeploymentHandle[Any] = serve.get_deployment_handle(context.deployment, context.app_name)

@@ -17,6 +17,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serving.affinity import Near
 from serving.config import AppSettings
+from serving.logs import log_with_serve
 from serving.together import Together
 from streaming.archive import Archive
 from streaming.dead_letter_limit import IngestHaltedError
@@ -87,6 +88,7 @@ class IngestorDeployment:
     """Runs one Ingestor in a thread."""
 
     def __init__(self, settings: AppSettings, recommender: DeploymentHandle[Any]) -> None:
+        log_with_serve()
         rank = serve.get_replica_context().rank.rank
         store = LmdbSequenceStore(
             settings.state.sequences, settings.model.history, settings.model.stride, settings.state.map_gib

@@ -7,6 +7,7 @@ from ray.serve.config import RequestRouterConfig
 
 from serving.affinity import ROUTER
 from serving.config import AppSettings
+from serving.logs import log_with_serve
 
 
 @serve.deployment(request_router_config=RequestRouterConfig(request_router_class=ROUTER))  # type: ignore[arg-type]  # a name will do
@@ -17,6 +18,7 @@ class Recommender:
         # Here, not above: who only builds the application need not wait for torch.
         from serving.engine import Engine
 
+        log_with_serve()
         context = serve.get_replica_context()
         self._engine, self._name = Engine(settings, context.rank.rank), context.replica_id.unique_id
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ray import serve
 
 from serving.config import AppSettings
+from serving.logs import log_with_serve
 from streaming.process import keep_freed_memory
 from streaming.trainer_status import TrainerStatus
 
@@ -25,6 +26,7 @@ class TrainerDeployment:
     """Runs the periodic trainer. Deploy one."""
 
     def __init__(self, settings: AppSettings) -> None:
+        log_with_serve()
         self._settings = settings
         self._crashed: str | None = None
         self._trainer: Trainer | None = None

@@ -3,8 +3,10 @@
 import os
 import signal
 import socket
+from pathlib import Path
 
 import pytest
+import ray
 
 from serving.client import ClientError
 from streaming.broker import LocalBroker
@@ -93,12 +95,20 @@ def test_without_kafka_answers_go_on_degraded_and_events_are_refused_until_it_is
     assert refused.value.status == 503
     assert refused.value.retry_after_s
     assert app.client.status().degraded
+    eventually(lambda: any("WARNING" in line and "Kafka does not answer" in line for line in logged("Ingestor")), 60)
 
     kafka.start()
     eventually(lambda: not app.client.recommend("past-1", k=5).degraded, 90)
     event = app.event("past-1", "item-51")
     eventually(lambda: _published(app, event), 60)
     eventually(lambda: app.knows(event), 60)
+
+
+def logged(deployment):
+    """Lines that the replicas of a deployment have logged so far, where docs/failures.md says."""
+    folder = Path(ray._private.worker._global_node.get_logs_dir_path(), "serve")
+    files = folder.glob(f"replica_*{deployment}_*.log")
+    return [line for file in files for line in file.read_text().splitlines()]
 
 
 def _published(app, event):

@@ -106,6 +106,9 @@ def test_a_reproduction_tells_how_far_off_it_is():
     text = render([low, near])
     assert "| -5.0 % / +0.0 % | no |" in row(text, "SASRec, full softmax | Amazon Beauty", section)
     assert "| -3.0 % / +5.0 % | yes |" in row(text, "SASRec, full softmax | ML-1M", section)
+    assert "\nSASRec, full softmax on Amazon Beauty: not explained yet.\n" in text
+    text = render([run("hstu", "amazon_beauty", test={"hr@10": 0.09, "ndcg@10": 0.05, "users": 1.0})])
+    assert "\nHSTU on Amazon Beauty: its bias of times has nothing to read" in text
 
 
 def test_differences_are_paired_and_a_goal_is_met_only_when_decided():

@@ -25,6 +25,7 @@ def test_a_swap_begins_with_the_publishing_that_made_the_version():
 def application(tmp_path, interval_s=60.0, items=100_000):
     return SimpleNamespace(
         town=SimpleNamespace(inhabitants=10, items=items),
+        topics=[["item-1"], ["item-2"]],
         settings=SimpleNamespace(trainer=SimpleNamespace(interval_s=interval_s), state=SimpleNamespace(root=tmp_path)),
         start_seconds=1.0,
     )
@@ -50,6 +51,16 @@ def test_swaps_are_compared_with_the_time_between_them(tmp_path):
     assert p6b.met
     slow, _ = results(application(tmp_path), *a_run(during_ms=13.0), 5.0, False, 1.0)
     assert not slow.met
+
+
+def test_what_the_gate_refused_is_told_by_check(tmp_path):
+    sustained, seen = a_run()
+    for version, checks in (("v1", ["recall"]), ("v1", ["recall"]), ("v2", ["recall", "diversity"])):
+        refused = {"version": version, "refusals": [{"check": check} for check in checks]}
+        seen.look(SimpleNamespace(trainer={"phase": "idle", "last_refused": refused}))
+    p6, _ = results(application(tmp_path), sustained, seen, 5.0, False, 1.0)
+    found = {name: value for name, value in p6.details.items() if name.startswith("refused")}
+    assert found == {"refused": 2, "refused_by_recall": 2, "refused_by_diversity": 1}
 
 
 def test_where_queries_wait_for_each_other_the_ratio_says_nothing(tmp_path):

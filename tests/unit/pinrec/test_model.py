@@ -135,6 +135,28 @@ def test_items_of_a_residual_tower_lie_apart_from_the_first_step_on():
     assert alike["mlp"] > 0.8
 
 
+@torch.no_grad()
+def test_with_a_residual_tower_the_first_prediction_is_the_last_item():
+    torch.manual_seed(0)
+    model = PinRecModel(CONFIG.model_copy(update={"tower": "residual"}), Vocabulary()).eval()
+    catalogue = Catalogue.of([Item(f"i{n}") for n in range(6)], CONFIG)
+    table = torch.from_numpy(model.item_table(catalogue))
+    timestamp = torch.full((6, 1), 1.7e9, dtype=torch.float64)
+    nothing = torch.zeros(6, 1, dtype=torch.int64)
+    x_BLD = model.tokens(table[:, None], nothing, nothing, timestamp, previous_timestamps(timestamp))
+    e_BED = model.head(model(x_BLD)[:, 0], nothing, nothing, torch.zeros(6, 1))
+    assert (e_BED[:, 0] * table).sum(1).min() > 0.9
+    assert (e_BED[:, 0] @ table.T).argmax(1).tolist() == list(range(6))
+
+
+def test_the_temperature_falls_no_lower_than_it_may():
+    model = PinRecModel(CONFIG.model_copy(update={"least_temperature": 0.1}), Vocabulary())
+    assert math.isclose(model.temperature.item(), 0.1, rel_tol=1e-5)
+    with torch.no_grad():
+        model.log_temperature.fill_(-9.0)
+    assert math.isclose(model.temperature.item(), 0.1, rel_tol=1e-5)
+
+
 def test_a_residual_tower_learns_from_content():
     torch.manual_seed(0)
     model = PinRecModel(CONFIG.model_copy(update={"tower": "residual"}), Vocabulary())

@@ -105,6 +105,21 @@ def test_a_learner_goes_on_from_saved_state_as_if_it_had_not_stopped():
         torch.testing.assert_close(value, other.state()[name], rtol=0, atol=0, msg=name)
 
 
+def test_tables_learn_at_a_rate_of_their_own():
+    def moved(rate):
+        learner = Learner(CONFIG, VOCABULARY, TRAINING.model_copy(update={"table_rate": rate}), "outcome")
+        before = {name: value.clone() for name, value in learner.model.state_dict().items()}
+        learner.fit(topical_log().before(900), catalogue(), 3)
+        after = learner.model.state_dict()
+        return [
+            float((after[name] - before[name]).abs().max()) for name in ("tower.ids.weight.weight", "item_in.weight")
+        ]
+
+    (slow_table, slow_matrix), (fast_table, fast_matrix) = moved(0.01), moved(10.0)
+    assert fast_table > 100 * slow_table > 0
+    assert fast_matrix < 2 * slow_matrix
+
+
 def test_state_of_another_size_is_refused_with_the_remedy():
     state = Learner(CONFIG, VOCABULARY, TRAINING, "outcome").state()
     other = Learner(CONFIG.model_copy(update={"layers": 2}), VOCABULARY, TRAINING, "outcome")
