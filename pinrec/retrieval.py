@@ -172,7 +172,7 @@ def _scan(view: View, only: Filter, q_QD: np.ndarray, depth: int) -> np.ndarray:
     score_QN = q_QD @ view.vectors(rows).T
     depth = min(depth, len(rows))
     best_QK = np.argpartition(-score_QN, max(depth - 1, 0), axis=1)[:, :depth] if depth else score_QN.astype(np.int64)
-    return rows[best_QK]  # type: ignore[no-any-return]
+    return rows[best_QK]
 
 
 def _candidates(view: View, embeddings: Embeddings, taken: Taken) -> Iterator[tuple[int, Candidate]]:
