@@ -100,7 +100,6 @@ def compress(e_BED: np.ndarray, outcome_BE: np.ndarray, slots_BE: np.ndarray, th
         int64[B, E] places; every row keeps its sum per outcome.
     """
     from pinrec import list_kernels  # noqa: PLC0415 - compiled where lists are made
-    from pinrec.compiled import plain  # noqa: PLC0415
 
-    arrays = (plain(x) for x in (e_BED, outcome_BE, slots_BE))
+    arrays = (list_kernels.plain(x) for x in (e_BED, outcome_BE, slots_BE))
     return list_kernels.compressed(*arrays, threshold)  # type: ignore[no-any-return]

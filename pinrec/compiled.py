@@ -9,17 +9,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import numba as nb
-import numpy as np
 
 sums: Final = nb.njit(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
 """For a function that others call: sums may be taken in any order, so that they use the width of the processor."""
 exact: Final = nb.njit(error_model="numpy")
 """For a function that others call: everything as it is written."""
-
-
-def plain(x: np.ndarray) -> np.ndarray:
-    """The array as compiled functions take it: contiguous, and one that may be written to."""
-    return np.require(x, requirements=("C", "W"))
 
 
 def compiled(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

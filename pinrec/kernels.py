@@ -131,49 +131,26 @@ def _float(bits):  # type: ignore[no-untyped-def]
 
 
 @sums
-def _score_page(q_K, key_KP, score_P):  # type: ignore[no-untyped-def]
-    """Inner products of a query with a page of keys, bfloat16.
+def _add_page(x_I, page_IO, y_O):  # type: ignore[no-untyped-def]
+    """Add to y the product of x with the first rows of a page of bfloat16, as `_add_product` does with a matrix.
 
-    Positions lie side by side, so that none is summed up across the width of the processor; four numbers of the query
-    at a time, so that scores are written a quarter as often.
+    Of keys the rows are numbers of all positions, of values the positions: nothing is summed up across the width of the
+    processor.
     """
-    width, positions = key_KP.shape
-    by_four = width - width % 4
-    for p in range(positions):
-        score_P[p] = 0
-    for k in range(0, by_four, 4):
-        a, b, c, d = q_K[k], q_K[k + 1], q_K[k + 2], q_K[k + 3]
-        for p in range(positions):
-            score_P[p] += (
-                a * _float(key_KP[k, p])
-                + b * _float(key_KP[k + 1, p])
-                + c * _float(key_KP[k + 2, p])
-                + d * _float(key_KP[k + 3, p])
+    by_four = len(x_I) - len(x_I) % 4
+    for i in range(0, by_four, 4):
+        a, b, c, d = x_I[i], x_I[i + 1], x_I[i + 2], x_I[i + 3]
+        for o in range(len(y_O)):
+            y_O[o] += (
+                a * _float(page_IO[i, o])
+                + b * _float(page_IO[i + 1, o])
+                + c * _float(page_IO[i + 2, o])
+                + d * _float(page_IO[i + 3, o])
             )
-    for k in range(by_four, width):
-        a = q_K[k]
-        for p in range(positions):
-            score_P[p] += a * _float(key_KP[k, p])
-
-
-@sums
-def _add_page(weight_P, value_PK, attended_K):  # type: ignore[no-untyped-def]
-    """Add the weighted sum of the first positions of a page of values, bfloat16; see `_score_page`."""
-    count, width = len(weight_P), value_PK.shape[1]
-    by_four = count - count % 4
-    for p in range(0, by_four, 4):
-        a, b, c, d = weight_P[p], weight_P[p + 1], weight_P[p + 2], weight_P[p + 3]
-        for k in range(width):
-            attended_K[k] += (
-                a * _float(value_PK[p, k])
-                + b * _float(value_PK[p + 1, k])
-                + c * _float(value_PK[p + 2, k])
-                + d * _float(value_PK[p + 3, k])
-            )
-    for p in range(by_four, count):
-        a = weight_P[p]
-        for k in range(width):
-            attended_K[k] += a * _float(value_PK[p, k])
+    for i in range(by_four, len(x_I)):
+        a = x_I[i]
+        for o in range(len(y_O)):
+            y_O[o] += a * _float(page_IO[i, o])
 
 
 @sums
@@ -192,7 +169,8 @@ def _attend(q_K, pages, own, score_L, most_P, attended_K):  # type: ignore[no-un
     width, size = len(q_K), value_NPK.shape[1]
     most_P[:] = -np.inf
     for begin in range(0, paged, size):
-        _score_page(q_K, key_NKP[block_M[begin // size]], score_L[begin : begin + size])
+        score_L[begin : begin + size] = 0
+        _add_page(q_K, key_NKP[block_M[begin // size]], score_L[begin : begin + size])
         for p in range(min(size, paged - begin)):
             most_P[p] = max(most_P[p], score_L[begin + p])
     for at in range(more):

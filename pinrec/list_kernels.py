@@ -16,6 +16,11 @@ _tuple: Any = nb.types.Tuple
 _NONE: Final = np.float32(-np.inf)
 
 
+def plain(x: np.ndarray) -> np.ndarray:
+    """The array as compiled functions take it: contiguous, and one that may be written to."""
+    return np.require(x, requirements=("C", "W"))
+
+
 @sums
 def _product(a_D, b_D):  # type: ignore[no-untyped-def]
     product = np.float32(0)

@@ -66,11 +66,12 @@ class Pools:
     def of(cls, outcome_BE: Rows, slots_BE: Rows, found: Found) -> "Pools":
         """Pool what was found for embeddings of the same outcome."""
         from pinrec import list_kernels  # noqa: PLC0415 - compiled where lists are made
-        from pinrec.compiled import plain  # noqa: PLC0415
 
         request_Q, at_Q = found.request_Q, found.at_Q
         outcome_Q, slots_Q = outcome_BE[request_Q, at_Q], slots_BE[request_Q, at_Q]
-        return cls(*list_kernels.pooled(plain(request_Q), outcome_Q, slots_Q, plain(found.item_QK)))
+        return cls(
+            *list_kernels.pooled(list_kernels.plain(request_Q), outcome_Q, slots_Q, list_kernels.plain(found.item_QK))
+        )
 
     @property
     def requests(self) -> list[int]:
@@ -117,15 +118,14 @@ class Pools:
             may_M: which items may be taken.
         """
         from pinrec import list_kernels  # noqa: PLC0415
-        from pinrec.compiled import plain  # noqa: PLC0415
 
         places: dict[int, list[int]] = {}
         for request, mine in zip(self.request_G.tolist(), self.places_G.tolist(), strict=True):
             places.setdefault(request, []).append(mine)
         turns_A = [_turns(tuple(of_request), depth) for of_request in places.values()]
-        arrays = (plain(x) for x in (e_BED, outcome_BE, slots_BE))
+        arrays = (list_kernels.plain(x) for x in (e_BED, outcome_BE, slots_BE))
         whose = np.concatenate(turns_A), _starts([len(turns_T) for turns_T in turns_A])
-        vector_MD = plain(view.vectors(self.row_M))
+        vector_MD = list_kernels.plain(view.vectors(self.row_M))
         return Taken(*list_kernels.filled(self._all, vector_MD, may_M, *arrays, view.bundle.temperature, *whose))
 
     @property
