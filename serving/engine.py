@@ -42,6 +42,10 @@ NO_MODEL = Problem(
 )
 
 
+class NotLiveError(Exception):
+    """This replica cannot make lists yet."""
+
+
 class Engine:
     """Generates lists, for queries and for new events, in shared batches. Its coroutines belong to one event loop.
 
@@ -108,11 +112,19 @@ class Engine:
     async def generate(self, user_ids: list[str]) -> int:
         """Make and publish new lists for users with new events; returns when Kafka has them.
 
-        Without a model there is nothing to make: 0.
+        Before the first model there is nothing to make: 0.
+
+        Raises:
+            NotLiveError: there is a version, but it is not live here yet: to be asked again.
+            RegistryError, OSError: it cannot be told whether there is one.
         """
         self._run()
         if self._live.bundle is None:
-            return 0
+            wanted = await asyncio.get_running_loop().run_in_executor(self._librarian, self._live.wanted)
+            if wanted is None:
+                return 0
+            # Other replicas may answer with it already, and who saw them do so waits for a list.
+            raise NotLiveError(self._live.trouble or f"{wanted} is not live here yet")
         await asyncio.gather(*(asyncio.shield(self._scheduler.event(user_id)) for user_id in user_ids))
         return len(user_ids)
 

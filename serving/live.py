@@ -58,10 +58,18 @@ class LiveBundle:
         """Stop watching."""
         self._stop.set()
 
+    def wanted(self) -> str | None:
+        """The version that should be live; None before the first.
+
+        Raises:
+            RegistryError, OSError: the registry cannot be read.
+        """
+        return self._pinned or self._registry.current()
+
     def refresh(self) -> bool:
         """Take the version the registry points to, if it is another one. True if another one is live now."""
         try:
-            wanted = self._pinned or self._registry.current()
+            wanted = self.wanted()
             self.registry_error = None
             if wanted != self._failed:
                 self._failed = None

@@ -10,7 +10,7 @@ from pinrec.split import version_for
 from pinrec.verdicts import Refusal
 from serving.api import RecommendationRequest
 from serving.config import AppSettings
-from serving.engine import Engine
+from serving.engine import Engine, NotLiveError
 from serving.problems import Problem
 from streaming.stores.lmdb import LmdbSequenceStore
 from tests.small_bundle import CONFIG, small_bundle, small_history
@@ -129,3 +129,17 @@ def test_a_replica_that_starts_while_the_current_version_is_broken_takes_none_th
     broken = registry.publish(small_bundle(seed=5))
     (registry.folder(broken) / "table.npy").write_bytes(b"")
     assert Engine(settings, 0)._live.version == "v000003"
+
+
+def test_lists_are_owed_from_the_first_version_on_also_by_a_replica_that_has_it_not_live_yet(tmp_path):
+    settings = AppSettings(state={"root": str(tmp_path), "map_gib": 0.1}, model=CONFIG, serving={"poll_models_s": 60})
+    LmdbSequenceStore(settings.state.sequences, CONFIG.history, CONFIG.stride, 0.1).close()
+
+    async def asked():
+        engine = Engine(settings, 0)
+        assert await engine.generate(["user"]) == 0, "there is no model: nobody is owed a list"
+        Registry(settings.state.registry).publish(small_bundle())
+        with pytest.raises(NotLiveError, match="v000001 is not live here yet"):
+            await engine.generate(["user"])
+
+    asyncio.run(asked())
