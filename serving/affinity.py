@@ -13,10 +13,15 @@ ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 
 
 class Near:
-    """Handles for calls to the replica of a partition; making one is not free, so each is made once."""
+    """Handles for calls of a method of a partition's replica; making one is not free, so each is made once.
 
-    def __init__(self, handle: DeploymentHandle[Any]) -> None:
-        self._handle = handle
+    Calls go to the replica over gRPC, from the event loop that this is made on, which halves the time of a list beside
+    Serve's usual way: as a task of Ray, from a thread of its own. What is sent has to fit into 4 MB.
+    """
+
+    def __init__(self, handle: DeploymentHandle[Any], method: str) -> None:
+        handle._init(_run_router_in_separate_loop=False)  # type: ignore[no-untyped-call]
+        self._handle = handle.options(method_name=method, _by_reference=False)
         self._handles: dict[int, DeploymentHandle[Any]] = {}
 
     def __call__(self, partition: int) -> DeploymentHandle[Any]:

@@ -32,6 +32,10 @@ _FIRST_RETRY_S = 0.1
 _LAST_RETRY_S = 5.0
 _LEARN_EVERY_S = 5.0
 _ALL_PARTITIONS = -1
+_PATIENCE_S = 60.0
+"""Longer than lists that wait for Kafka take. Of a machine that is gone gRPC says nothing for minutes."""
+_MOST_USERS = 8_000
+"""Of one call: with the longest ids half of what it may hold (`serving.affinity`)."""
 
 
 class HandleSink:
@@ -46,7 +50,7 @@ class HandleSink:
     """
 
     def __init__(self, recommender: DeploymentHandle[Any], loop: asyncio.AbstractEventLoop) -> None:
-        self._near, self._loop = Near(recommender), loop
+        self._near, self._loop = Near(recommender, "generate"), loop
         self._together = Together[list[str], None](self._deliver)
         self._made_by: dict[int, str] = {}
         self._forget_at = 0.0
@@ -65,18 +69,25 @@ class HandleSink:
     async def _deliver(self, lane: int, asked: list[list[str]]) -> list[None]:
         """One list for each user, however often they were asked for."""
         user_ids = list(dict.fromkeys(user_id for users in asked for user_id in users))
+        for at in range(0, len(user_ids), _MOST_USERS):
+            await self._make(lane, user_ids[at : at + _MOST_USERS])
+        return [None] * len(asked)
+
+    async def _make(self, lane: int, user_ids: list[str]) -> None:
         pause = _FIRST_RETRY_S
         while True:
             try:
-                maker = await self._near(self._session(lane)).generate.remote(user_ids)
+                async with asyncio.timeout(_PATIENCE_S):
+                    maker = await self._near(self._session(lane)).remote(user_ids)
             except Exception as error:
-                log.warning("lists for %d users not made: %s", len(user_ids), error)
+                why = "no answer in time" if isinstance(error, TimeoutError) else error
+                log.warning("lists for %d users not made: %s", len(user_ids), why)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LAST_RETRY_S)
                 continue
             if lane != _ALL_PARTITIONS:
                 self._made_by[lane] = maker
-            return [None] * len(asked)
+            return
 
     def _session(self, lane: int) -> int:
         """The partition whose replica a call goes to."""

@@ -18,13 +18,16 @@ class Replicas:
         self.may_answer.set()
         self.faults: list[Exception] = []
 
-    def options(self, session_id: str) -> Any:
-        return _Session(self, int(session_id))
+    def _init(self, **_: Any) -> None:
+        pass
+
+    def options(self, session_id: str | None = None, **_: Any) -> Any:
+        return self if session_id is None else _Session(self, int(session_id))
 
 
 class _Session:
     def __init__(self, replicas: Replicas, partition: int) -> None:
-        self.generate, self._replicas, self._partition = self, replicas, partition
+        self._replicas, self._partition = replicas, partition
 
     async def remote(self, user_ids: list[str]) -> str:
         replica = self._partition % self._replicas.count
@@ -90,5 +93,36 @@ def test_a_call_that_fails_is_made_again(monkeypatch: pytest.MonkeyPatch) -> Non
         sink = HandleSink(replicas, asyncio.get_running_loop())  # type: ignore[arg-type]
         await _asked(sink, (0, "a"))
         assert replicas.calls == [(0, ["a"])] * 3
+
+    asyncio.run(scenario())
+
+
+def test_a_call_without_an_answer_is_given_up_and_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.ingestor._PATIENCE_S", 0.05)
+
+    async def scenario() -> None:
+        replicas = Replicas(1)
+        replicas.may_answer.clear()
+        sink = HandleSink(replicas, asyncio.get_running_loop())  # type: ignore[arg-type]
+        asked = asyncio.create_task(_asked(sink, (0, "a")))
+        async with asyncio.timeout(20):
+            while len(replicas.calls) < 2:
+                await asyncio.sleep(0.01)
+            replicas.may_answer.set()
+            await asked
+        assert replicas.calls[:2] == [(0, ["a"])] * 2
+
+    asyncio.run(scenario())
+
+
+def test_more_users_than_a_call_may_hold_are_asked_for_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.ingestor._MOST_USERS", 2)
+
+    async def scenario() -> None:
+        replicas = Replicas(1)
+        sink = HandleSink(replicas, asyncio.get_running_loop())  # type: ignore[arg-type]
+        async with asyncio.timeout(20):
+            await asyncio.wrap_future(sink.submit(0, ["a", "b", "c", "d", "e"]))
+        assert replicas.calls == [(0, ["a", "b"]), (0, ["c", "d"]), (0, ["e"])]
 
     asyncio.run(scenario())
