@@ -71,14 +71,14 @@ class Arena:
     def gather(self, held: list[list[int]], length_B: Tensor, room: int) -> KVCache:
         """A cache of the rows that hold these blocks, with `room` free positions behind each.
 
-        Blocks of bfloat16 are read where they lie (`PagedCache`), others are copied: what is kept of a row must not
-        change, but behind its `length_B`, as long as the cache is used.
+        Blocks of bfloat16 and int8 are read where they lie (`PagedCache`), others are copied: what is kept of a row
+        must not change, but behind its `length_B`, as long as the cache is used.
 
         Args:
             held: blocks of each row, in order.
             length_B: int64, positions of each row; what its blocks hold beyond is never read.
         """
-        if self.dtype == torch.bfloat16:
+        if self.dtype != torch.float32:
             return PagedCache(self, held, length_B, room)
         return KVCache(*self.copied(self.index(held, length_B, room)), length_B.clone())
 
@@ -111,9 +111,17 @@ class Arena:
         return self._key_YHNKP.transpose(3, 4), self._value_YHNPK
 
     @property
-    def pages(self) -> tuple[np.ndarray, np.ndarray]:
-        """Keys [Y, H, N, K, P] and values [Y, H, N, P, K] of bfloat16 where they lie, as uint16."""
-        return self._key_YHNKP.view(torch.uint16).numpy(), self._value_YHNPK.view(torch.uint16).numpy()
+    def pages(self) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+        """Keys [Y, H, N, K, P] and values [Y, H, N, P, K] where they lie, and scales [2, Y, H, N or 0, P].
+
+        int8; bfloat16 as uint16, and scales too.
+        """
+        scale_2YHNP = self._scale_2YHNP
+        if scale_2YHNP is None:
+            keys, values = (memory.view(torch.uint16).numpy() for memory in (self._key_YHNKP, self._value_YHNPK))
+            return (keys, values), np.zeros((2, *self.shape[:2], 0, POSITIONS), np.uint16)
+        both = self._key_YHNKP.numpy(), self._value_YHNPK.numpy()
+        return both, scale_2YHNP.view(torch.uint16).numpy()
 
     def store(self, held: list[list[int]], cache: KVCache, since: list[int], until: list[int]) -> None:
         """Keep the positions [since, until) of the cache's rows in the blocks that the rows hold."""
@@ -138,8 +146,8 @@ class PagedCache(KVCache):
     Whoever asks for `key` or `value` gets all of it in one piece; from then on it is an ordinary cache.
 
     Attributes:
-        pages: what the kernels read: the arena's memories, int64[B, M] blocks, int64[B] positions in them; None = the
-            cache is in one piece.
+        pages: what the kernels read: the arena's memories and scales, int64[B, M] blocks, int64[B] positions in them;
+            None = the cache is in one piece.
         own: keys and values float32[Y, B H, C, K] behind the pages.
     """
 
@@ -150,8 +158,8 @@ class PagedCache(KVCache):
         layers, self.heads, width = arena.shape
         shape = layers, len(held) * self.heads, room + ROOM, width
         self.own = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        self.pages: tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray] | None = (
-            arena.pages, arena.index(held, length_B), self._paged_B.numpy(),
+        self.pages: tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray, np.ndarray] | None = (
+            *arena.pages, arena.index(held, length_B), self._paged_B.numpy(),
         )  # fmt: skip
 
     @property

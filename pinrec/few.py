@@ -97,7 +97,8 @@ class _Cache:
         self.key, self.value = (x.view(len(x), rows * heads, capacity, width).numpy() for x in both)
         shape = len(cache.key), heads, 1
         nowhere = np.zeros((*shape, width, 1), np.uint16), np.zeros((*shape, 1, width), np.uint16)
-        self.pages = nowhere, np.zeros((rows, 1), np.int64), np.zeros(rows, np.int64)
+        unscaled = np.zeros((2, *shape[:2], 0, 1), np.uint16)
+        self.pages = nowhere, unscaled, np.zeros((rows, 1), np.int64), np.zeros(rows, np.int64)
 
 
 def _array(x: Tensor) -> np.ndarray:

@@ -11,6 +11,9 @@ from typing import Any, Final
 
 import numba as nb
 import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 
 from pinrec.compiled import compiled, exact, sums
 
@@ -34,11 +37,24 @@ _ERF: Final = np.float32(-1.453152027), np.float32(1.421413741), np.float32(-0.2
 
 @sums
 def _add_product(x_TI, w_IO, y_TO):  # type: ignore[no-untyped-def]
-    """Add x w to y. Four inputs at a time, so that an output is read and written a quarter as often."""
+    """Add x w to y. Two tokens by four inputs: an output is read and written a quarter as often, a weight read half."""
     tokens, inputs = x_TI.shape
     outputs = w_IO.shape[1]
     by_four = inputs - inputs % 4
-    for t in range(tokens):
+    for t in range(0, tokens - 1, 2):
+        for i in range(0, by_four, 4):
+            a, b, c, d = x_TI[t, i], x_TI[t, i + 1], x_TI[t, i + 2], x_TI[t, i + 3]
+            e, f, g, h = x_TI[t + 1, i], x_TI[t + 1, i + 1], x_TI[t + 1, i + 2], x_TI[t + 1, i + 3]
+            for o in range(outputs):
+                p, q, r, s = w_IO[i, o], w_IO[i + 1, o], w_IO[i + 2, o], w_IO[i + 3, o]
+                y_TO[t, o] += a * p + b * q + c * r + d * s
+                y_TO[t + 1, o] += e * p + f * q + g * r + h * s
+        for i in range(by_four, inputs):
+            a, e = x_TI[t, i], x_TI[t + 1, i]
+            for o in range(outputs):
+                y_TO[t, o] += a * w_IO[i, o]
+                y_TO[t + 1, o] += e * w_IO[i, o]
+    for t in range(tokens - tokens % 2, tokens):
         for i in range(0, by_four, 4):
             a, b, c, d = x_TI[t, i], x_TI[t, i + 1], x_TI[t, i + 2], x_TI[t, i + 3]
             for o in range(outputs):
@@ -130,49 +146,114 @@ def _float(bits):  # type: ignore[no-untyped-def]
     return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
 
 
-@sums
-def _add_page(x_I, page_IO, y_O):  # type: ignore[no-untyped-def]
-    """Add to y the product of x with the first rows of a page of bfloat16, as `_add_product` does with a matrix.
+_LANES: Final = 16
+_SUMS: Final = 4
+
+
+@intrinsic
+def _add_page(_context: Any, x_I, first, inputs, page_NIO, n, y_O, at):  # type: ignore[no-untyped-def]
+    """Add to y, from `at` on, the product of some numbers of x with the first rows of page n, of bfloat16 or int8.
+
+    As LLVM is to have it: sixteen outputs at a time stay in a register while all rows go by, in four sums that need not
+    wait for each other. What numba makes of the same loops reads and writes y for every fourth row.
 
     Of keys the rows are numbers of all positions, of values the positions: nothing is summed up across the width of the
     processor.
     """
-    by_four = len(x_I) - len(x_I) % 4
-    for i in range(0, by_four, 4):
-        a, b, c, d = x_I[i], x_I[i + 1], x_I[i + 2], x_I[i + 3]
-        for o in range(len(y_O)):
-            y_O[o] += (
-                a * _float(page_IO[i, o])
-                + b * _float(page_IO[i + 1, o])
-                + c * _float(page_IO[i + 2, o])
-                + d * _float(page_IO[i + 3, o])
-            )
-    for i in range(by_four, len(x_I)):
-        a = x_I[i]
-        for o in range(len(y_O)):
-            y_O[o] += a * _float(page_IO[i, o])
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        x, page, y = (context.make_array(signature.args[a])(context, builder, args[a]) for a in (0, 3, 5))
+        _, rows, outputs = cgutils.unpack_tuple(builder, page.shape)
+        word, size = ir.IntType(32), outputs.type
+        of_page = builder.gep(page.data, [builder.mul(args[4], builder.mul(rows, outputs))])
+        kept = page.data.type.pointee
+        of_x, of_y = builder.gep(x.data, [args[1]]), builder.gep(y.data, [args[6]])
+        by_four = builder.sub(args[2], builder.srem(args[2], size(_SUMS)))
+
+        def row(i, o, lanes):  # type: ignore[no-untyped-def]
+            """x_i times some numbers of row i."""
+            floats, nothing = ir.VectorType(ir.FloatType(), lanes), ir.Constant(ir.IntType(32), 0)
+            undefined = ir.Constant(floats, ir.Undefined)
+            x_i = builder.insert_element(undefined, builder.load(builder.gep(of_x, [i])), nothing)
+            x_i = builder.shuffle_vector(x_i, undefined, ir.Constant(ir.VectorType(word, lanes), [0] * lanes))
+            where = builder.gep(of_page, [builder.add(builder.mul(i, outputs), o)])
+            many = ir.VectorType(kept, lanes).as_pointer()
+            numbers = builder.load(builder.bitcast(where, many), align=kept.width // 8)
+            if kept.width == 8:
+                numbers = builder.sitofp(numbers, floats)
+            else:
+                words = ir.VectorType(word, lanes)
+                shifted = builder.shl(builder.zext(numbers, words), ir.Constant(words, [16] * lanes))
+                numbers = builder.bitcast(shifted, floats)
+            return builder.fmul(x_i, numbers, flags=("contract",))
+
+        def columns(begin, end, lanes):  # type: ignore[no-untyped-def]
+            floats = ir.VectorType(ir.FloatType(), lanes)
+            with cgutils.for_range_slice(builder, begin, end, size(lanes)) as (o, _):
+                of_sum = builder.bitcast(builder.gep(of_y, [o]), floats.as_pointer())
+                totals = [cgutils.alloca_once(builder, floats) for _ in range(_SUMS)]
+                for number, total in enumerate(totals):
+                    first = builder.load(of_sum, align=4) if number == 0 else ir.Constant(floats, [0.0] * lanes)
+                    builder.store(first, total)
+
+                def add(i, total):  # type: ignore[no-untyped-def]
+                    product = row(i, o, lanes)
+                    builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
+
+                with cgutils.for_range_slice(builder, size(0), by_four, size(_SUMS)) as (i, _):
+                    for number, total in enumerate(totals):
+                        add(builder.add(i, size(number)), total)
+                with cgutils.for_range_slice(builder, by_four, args[2], size(1)) as (i, _):
+                    add(i, totals[0])
+                made = builder.load(totals[0])
+                for total in totals[1:]:
+                    made = builder.fadd(made, builder.load(total))
+                builder.store(made, of_sum, align=4)
+
+        whole = builder.sub(outputs, builder.srem(outputs, size(_LANES)))
+        columns(size(0), whole, _LANES)
+        columns(whole, outputs, 1)
+        return context.get_dummy_value()
+
+    whole = types.intp
+    return types.void(x_I, whole, whole, page_NIO, whole, y_O, whole), codegen
+
+
+@exact
+def _scale(score_P, scale_P):  # type: ignore[no-untyped-def]
+    """Multiply the scores of a page's positions by bfloat16s."""
+    for p in range(len(scale_P)):
+        score_P[p] *= _float(scale_P[p])
 
 
 @sums
 def _attend(q_K, pages, own, score_L, most_P, attended_K):  # type: ignore[no-untyped-def]
-    """Softmax attention of one query to positions in pages of bfloat16, and behind them to some of its own.
+    """Softmax attention of one query to positions in pages, and behind them to some of its own.
 
     Args:
         q_K: the query over the root of its width.
-        pages: keys [N, K, P] and values [N, P, K] of a layer and head, blocks [M] of the row, positions in them.
+        pages: keys [N, K, P] and values [N, P, K] of a layer and head, their scales [N, P] (see `extend`), blocks [M]
+            of the row, positions in them.
         own: keys and values [C, K], positions.
         score_L: room for all positions, and for a page.
         most_P: room for a number of each position of a page.
     """
-    key_NKP, value_NPK, block_M, paged = pages
+    key_NKP, value_NPK, key_scale_NP, value_scale_NP, block_M, paged = pages
     key_CK, value_CK, more = own
-    width, size = len(q_K), value_NPK.shape[1]
+    width, size, scaled = len(q_K), value_NPK.shape[1], len(key_scale_NP) > 0
+    count, whole = -(-paged // size), paged // size
     most_P[:] = -np.inf
-    for begin in range(0, paged, size):
-        score_L[begin : begin + size] = 0
-        _add_page(q_K, key_NKP[block_M[begin // size]], score_L[begin : begin + size])
-        for p in range(min(size, paged - begin)):
-            most_P[p] = max(most_P[p], score_L[begin + p])
+    score_L[: count * size] = 0
+    begin = 0
+    for m in range(count):
+        score_P = score_L[begin : begin + size]
+        _add_page(q_K, 0, width, key_NKP, block_M[m], score_L, begin)
+        if scaled:
+            _scale(score_P, key_scale_NP[block_M[m]])
+        if m < whole:
+            for p in range(size):
+                most_P[p] = max(most_P[p], score_P[p])
+        begin += size
     for at in range(more):
         product = np.float32(0)
         for k in range(width):
@@ -181,7 +262,7 @@ def _attend(q_K, pages, own, score_L, most_P, attended_K):  # type: ignore[no-un
     most = np.float32(-np.inf)
     for p in range(size):
         most = max(most, most_P[p])
-    for at in range(paged, paged + more):
+    for at in range(whole * size, paged + more):
         most = max(most, score_L[at])
     total = np.float32(0)
     for at in range(paged + more):
@@ -189,35 +270,42 @@ def _attend(q_K, pages, own, score_L, most_P, attended_K):  # type: ignore[no-un
         total += score_L[at]
     for k in range(width):
         attended_K[k] = 0
-    for begin in range(0, paged, size):
-        _add_page(score_L[begin : min(begin + size, paged)], value_NPK[block_M[begin // size]], attended_K)
     for at in range(more):
         weight = score_L[paged + at]
         for k in range(width):
             attended_K[k] += weight * value_CK[at, k]
+    begin = 0
+    for m in range(count):
+        if scaled:
+            _scale(score_L[begin : begin + size], value_scale_NP[block_M[m]])
+        _add_page(score_L, begin, min(size, paged - begin), value_NPK, block_M[m], attended_K, 0)
+        begin += size
     for k in range(width):
         attended_K[k] /= total
 
 
 _tuple: Any = nb.types.UniTuple
-_f4, _f8, _i8, _u2 = nb.float32, nb.float64, nb.int64, nb.uint16
+_f4, _f8, _i8, _i1, _u2 = nb.float32, nb.float64, nb.int64, nb.int8, nb.uint16
 
 
-@compiled(
+@compiled([
     _f4[:, :, ::1](
-        _f4[:, :, ::1], _tuple(_u2[:, :, :, :, ::1], 2), _i8[:, ::1], _i8[::1], _f4[:, :, :, ::1],
-        _f4[:, :, :, ::1], _tuple(_i8, 2), _i8[::1],
+        _f4[:, :, ::1], _tuple(of_pages[:, :, :, :, ::1], 2), _u2[:, :, :, :, ::1], _i8[:, ::1], _i8[::1],
+        _f4[:, :, :, ::1], _f4[:, :, :, ::1], _tuple(_i8, 2), _i8[::1],
         _tuple(_f4[:, :, ::1], 4), _f4[:, ::1], _f4[::1], _f4[:, ::1], _f4[:, ::1], _i8,
-    ),
-)  # fmt: skip
+    )
+    for of_pages in (_u2, _i1)
+])  # fmt: skip
 def extend(  # type: ignore[no-untyped-def]
-    x_BND, memories, block_BM, paged_B, key_YSCK, value_YSCK, steps, length_B, weights, bias_YO, norm_D, cos_PK, sin_PK,
-    kept,
+    x_BND, memories, scale_2YHNP, block_BM, paged_B, key_YSCK, value_YSCK, steps, length_B, weights, bias_YO, norm_D,
+    cos_PK, sin_PK, kept,
 ):  # fmt: skip
     """See `FusedModel.extend`; keys and values are written behind each row's `length_B`.
 
     Args:
-        memories: keys [Y, H, N, K, P] and values [Y, H, N, P, K] in pages of bfloat16, as uint16.
+        memories: keys [Y, H, N, K, P] and values [Y, H, N, P, K] in pages: of bfloat16, as uint16, or of int8.
+        scale_2YHNP: bfloat16, as uint16: what an int8 page's positions are multiplied by; without blocks where pages
+            are of bfloat16.
         block_BM: int64, each row's pages; what they hold is only read.
         paged_B: int64, each row's first positions, which lie in its pages; the others are its own.
         key_YSCK, value_YSCK: S = B H or H B, as they lie.
@@ -272,7 +360,10 @@ def extend(  # type: ignore[no-untyped-def]
                 q_K = y_TO[t, here]
                 for k in range(head_width):
                     q_K[k] *= scale
-                pages = memories[0][layer, h], memories[1][layer, h], block_BM[b], paged_B[b]
+                pages = (
+                    memories[0][layer, h], memories[1][layer, h], scale_2YHNP[0, layer, h], scale_2YHNP[1, layer, h],
+                    block_BM[b], paged_B[b],
+                )  # fmt: skip
                 own = key_YSCK[layer, s], value_YSCK[layer, s], length_B[b] + t % more + 1 - paged_B[b]
                 _attend(q_K, pages, own, score_L, most_P, joined_TD[t, here])
             for d in range(width):

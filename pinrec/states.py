@@ -18,7 +18,6 @@ from torch import Tensor
 from pinrec.arena import POSITIONS, Arena
 from pinrec.backbone import KVCache
 from pinrec.encoding import Encoded, NewEvents, Part, by_length, window_length
-from pinrec.history import History
 from pinrec.requests import GenerationRequest
 
 if TYPE_CHECKING:
@@ -115,7 +114,8 @@ class UserStates:
         arena = self._arena_for(bundle)
         requests = _consistent(requests)
         windows = [window_length(bundle, request) for request in requests]
-        since = [self._known(request, n) for request, n in zip(requests, windows, strict=True)]
+        digests = [xxhash.xxh3_128() for _ in requests]
+        since = [self._known(*each) for each in zip(requests, windows, digests, strict=True)]
         lengths = [n + request.context for n, request in zip(windows, requests, strict=True)]
         # A batch's own states must outlive it: what makes room for one must not have been counted on by another.
         using = {request.user_id or "" for request, known in zip(requests, since, strict=True) if known}
@@ -131,7 +131,11 @@ class UserStates:
                 of_history_BD = self._ends(bundle, mine, h_BLD, events.history_B)
                 context = any(request.context for request in mine)
                 h_BD = self._ends(bundle, mine, h_BLD, events.count_B) if context else of_history_BD
-                self._keep(arena, bundle, mine, events, cache, of_history_BD, using)
+                for b in part:
+                    digests[b].update(_rows(requests[b], windows[b], since[b], windows[b]))
+                self._keep(
+                    arena, bundle, mine, events, cache, of_history_BD, [digests[b].digest() for b in part], using
+                )
                 parts.append((part, Encoded(h_BD, cache, events.last_B, events.last_surface_B)))
         return parts
 
@@ -172,17 +176,22 @@ class UserStates:
             self._arena = Arena(bundle.model.config, self._budget, self._kept)
         return self._arena
 
-    def _known(self, request: GenerationRequest, window: int) -> int:
-        """How many of the window's events need not be encoded; a state that does not fit is dropped."""
+    def _known(self, request: GenerationRequest, window: int, digest: "xxhash.xxh3_128") -> int:
+        """How many of the window's events need not be encoded; a state that does not fit is dropped.
+
+        `digest` becomes that of these events.
+        """
         if request.user_id is None or request.history is None or not window:
             return 0
         state = self._states.get(request.user_id)
         if state is not None:
-            grown = state.length <= window <= state.length + _MOST_NEW
-            if grown and state.digest == _digest(request.history, window, state.length):
-                self._hits += 1
-                self._states.move_to_end(request.user_id)
-                return state.length
+            if state.length <= window <= state.length + _MOST_NEW:
+                digest.update(_rows(request, window, 0, state.length))
+                if state.digest == digest.digest():
+                    self._hits += 1
+                    self._states.move_to_end(request.user_id)
+                    return state.length
+                digest.reset()
             self._drop(request.user_id)
         self._misses += 1
         return 0
@@ -199,6 +208,7 @@ class UserStates:
         events: NewEvents,
         cache: KVCache,
         h_BD: Tensor,
+        digests: Sequence[bytes],
         using: set[str],
     ) -> None:
         """Keep what a part's histories have become; what there is no room for stays as it was, or unknown."""
@@ -219,8 +229,7 @@ class UserStates:
                 continue
             held[b] = blocks + arena.take(more)
             since[b], until[b] = known, window
-            digest = _digest(history, window, window)
-            self._states[user_id] = _State(window, digest, h_BD[b].clone(), held[b])
+            self._states[user_id] = _State(window, digests[b], h_BD[b].clone(), held[b])
             using.add(user_id)
         arena.store(held, cache, since, until)
 
@@ -256,7 +265,9 @@ def _packed(request: GenerationRequest) -> bytes:
     return b"" if request.history is None else request.history.packed
 
 
-def _digest(history: History, window: int, length: int) -> bytes:
-    """Of the first `length` events of the last `window`: everything that tokens are made of, and nothing else."""
-    rows = history.rows[len(history) - window :][:length]
-    return xxhash.xxh3_128_digest(rows.tobytes())
+def _rows(request: GenerationRequest, window: int, begin: int, end: int) -> memoryview:
+    """Some of the last `window` events: everything that tokens are made of, and nothing else."""
+    if request.history is None:
+        return memoryview(b"")
+    start = len(request.history) - window
+    return request.history.rows[start + begin : start + end].data

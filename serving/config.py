@@ -25,9 +25,9 @@ class ServingSettings(Frozen):
         256, ge=0, description="memory for keys and values of users, MiB a replica; 0 = encode every history anew"
     )
     states_dtype: Literal["bfloat16", "float32", "int8"] = Field(
-        "bfloat16",
-        description="what keys and values are rounded to and kept in; float32 takes twice the memory, int8 little more "
-        "than half",
+        "int8",
+        description="what keys and values are rounded to and kept in; bfloat16 takes nearly twice the memory, float32 "
+        "nearly four times",
     )
     handover_s: float = Field(
         5.0,

@@ -30,7 +30,7 @@ def measured():
         result(
             id="P5", stages=[Stage(name="poll", value=9.0, unit="us"), Stage(name="store: x", value=2.0, unit="us")]
         ),
-        result(id="P10", details={"user_of_256_events_bfloat16_kib": 128.0, "user_of_256_events_float32_kib": 256.0}),
+        result(id="P10", details={"user_of_256_events_int8_kib": 128.0, "user_of_256_events_float32_kib": 256.0}),
         result(id="P13", details={"store_mib_at_100": 1.0, "store_mib_at_1048576": 500.0}),
     ]
 

@@ -30,7 +30,7 @@ def test_memory_of_a_user_is_in_proportion_to_history_and_type(monkeypatch):
     assert kib["user_of_128_events_bfloat16_kib"] == 4 * kib["user_of_32_events_bfloat16_kib"]
     assert kib["user_of_128_events_float32_kib"] == 2 * kib["user_of_128_events_bfloat16_kib"]
     assert kib["user_of_128_events_int8_kib"] == (32 + 2) / 64 * kib["user_of_128_events_bfloat16_kib"]
-    assert kib["users_of_128_events_in_256_mib"] == 256 * 1024 / kib["user_of_128_events_bfloat16_kib"]
+    assert kib["users_of_128_events_in_256_mib"] == int(256 * 1024 / kib["user_of_128_events_int8_kib"])
 
 
 def test_growth_is_one_for_what_grows_in_proportion(tmp_path, monkeypatch):
