@@ -8,6 +8,8 @@ EVENTS ?=
 COLUMNS ?=
 RATE ?= 50
 DATA ?=
+# Demos run beside the parts' tests, a file at a time each. Tests that share an application have the machine to themselves.
+BESIDE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test check lint types format bench quality lock clean
 
@@ -18,7 +20,8 @@ demo: $(STAMP) ## The whole loop on this machine; EVENTS=path replays a log (COL
 	@$(BIN)/pinrec demo --rate $(RATE) $(if $(EVENTS),--events "$(EVENTS)") $(COLUMNS:%=--columns %) $(if $(FRESH),--fresh)
 
 test: $(STAMP) ## The whole suite, real broker and real application included
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(BESIDE) tests/contract tests/e2e tests/unit; beside=$$?; \
+		$(BIN)/python -m pytest tests/docs tests/integration && exit $$beside
 
 check: lint types test ## What a change must pass
 

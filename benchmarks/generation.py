@@ -24,7 +24,6 @@ from pinrec.model import PinRecModel
 from pinrec.popularity import Popularity
 from pinrec.requests import GenerationRequest
 from pinrec.states import UserStates
-from serving.config import ServingSettings
 from serving.stack import Progress
 from streaming.process import keep_freed_memory
 
@@ -40,7 +39,6 @@ _ENCODED: Final = 256
 _MADE: Final = 16
 _KEPT_BYTES: Final = 256 << 20
 _BATCHES: Final = (1, 16)
-_KEPT: Final = ServingSettings().states_dtype
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def measure_new_event(work: Path, quick: bool, progress: Progress) -> Result:
             f"One thread, the default model, histories of {', '.join(f'{h:,}' for h in _HISTORIES)} events, 1 and "
             f"{batch} users in a batch; each round is the median of {scale.turns} calls, and the sides take turns. "
             "Generation is the model's work up to the embeddings to search with: the new event is encoded on the kept "
-            f"keys and values ({_KEPT}), and two steps of outcomes x offsets embeddings are made. The baseline is the "
+            "keys and values (int8), and two steps of outcomes x offsets embeddings are made. The baseline is the "
             "encoding alone. Lists are embeddings, search and filling of the places, with an exact index of "
             f"{_ITEMS:,} items."
         ),
@@ -182,7 +180,7 @@ def _new_event(bundle: Bundle, users: Sequence["BusyUser"], scale: Scale) -> dic
 
     rounds: dict[str, list[float]] = {}
     for _ in range(scale.rounds):
-        states = [UserStates(_BUDGET, getattr(torch, _KEPT)) for _ in range(3)]
+        states = [UserStates(_BUDGET) for _ in range(3)]
         sides: dict[str, Callable[[Sequence[GenerationRequest]], object]] = {
             "encoding_anew": lambda asked: from_scratch(bundle, asked),
             "list_anew": lambda asked: generate(bundle, asked, config),

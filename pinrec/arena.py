@@ -114,7 +114,7 @@ class Arena:
     def pages(self) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
         """Keys [Y, H, N, K, P] and values [Y, H, N, P, K] where they lie, and scales [2, Y, H, N or 0, P].
 
-        int8; bfloat16 as uint16, and scales too.
+        Numbers are int8, or bfloat16 as uint16; so are the scales, which only int8 has.
         """
         scale_2YHNP = self._scale_2YHNP
         if scale_2YHNP is None:

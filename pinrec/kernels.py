@@ -166,7 +166,7 @@ def _add_page(_context: Any, x_I, first, inputs, page_NIO, n, y_O, at):  # type:
         _, rows, outputs = cgutils.unpack_tuple(builder, page.shape)
         word, size = ir.IntType(32), outputs.type
         of_page = builder.gep(page.data, [builder.mul(args[4], builder.mul(rows, outputs))])
-        kept = page.data.type.pointee
+        kept = context.get_data_type(signature.args[3].dtype)
         of_x, of_y = builder.gep(x.data, [args[1]]), builder.gep(y.data, [args[6]])
         by_four = builder.sub(args[2], builder.srem(args[2], size(_SUMS)))
 

@@ -57,7 +57,7 @@ class UserStates:
         kept: type of keys and values. They are rounded to it whether or not they are kept, so answers stay the same.
     """
 
-    def __init__(self, budget: int, kept: torch.dtype = torch.bfloat16) -> None:
+    def __init__(self, budget: int, kept: torch.dtype = torch.int8) -> None:
         self._budget, self._kept = budget, kept
         self._arena: Arena | None = None
         self._made_by: Bundle | None = None

@@ -5,8 +5,10 @@ on it: where replicas come and go, or one is too busy, another makes the same. Q
 `serving.haproxy`.
 """
 
+import asyncio
 from typing import Any
 
+from ray.serve._private.utils import asyncio_grpc_exception_handler
 from ray.serve.handle import DeploymentHandle
 
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
@@ -20,6 +22,8 @@ class Near:
     """
 
     def __init__(self, handle: DeploymentHandle[Any], method: str) -> None:
+        # As Ray does on its own loops: gRPC takes it for an error that another loop of the process was faster.
+        asyncio.get_running_loop().set_exception_handler(asyncio_grpc_exception_handler)
         handle._init(_run_router_in_separate_loop=False)  # type: ignore[no-untyped-call]
         self._handle = handle.options(method_name=method, _by_reference=False)
         self._handles: dict[int, DeploymentHandle[Any]] = {}

@@ -33,9 +33,9 @@ _LAST_RETRY_S = 5.0
 _LEARN_EVERY_S = 5.0
 _ALL_PARTITIONS = -1
 _PATIENCE_S = 60.0
-"""Longer than lists that wait for Kafka take. Of a machine that is gone gRPC says nothing for minutes."""
-_MOST_USERS = 8_000
-"""Of one call: with the longest ids half of what it may hold (`serving.affinity`)."""
+"""Of a machine that is gone gRPC says nothing for minutes."""
+_MOST_USERS = 500
+"""Of one call, which holds at most 4 MB (`serving.affinity`), and whose lists are made anew if it is given up."""
 
 
 class HandleSink:
@@ -74,15 +74,20 @@ class HandleSink:
         return [None] * len(asked)
 
     async def _make(self, lane: int, user_ids: list[str]) -> None:
+        """Ask until the lists are made; what takes too long is asked for in halves, so that it ends however slow."""
         pause = _FIRST_RETRY_S
         while True:
             try:
-                async with asyncio.timeout(_PATIENCE_S):
+                async with asyncio.timeout(_PATIENCE_S) as patience:
                     maker = await self._near(self._session(lane)).remote(user_ids)
             except Exception as error:
-                why = "no answer in time" if isinstance(error, TimeoutError) else error
+                why = f"no answer in {_PATIENCE_S:g} s" if patience.expired() else error
                 log.warning("lists for %d users not made: %s", len(user_ids), why)
                 await asyncio.sleep(pause)
+                if patience.expired() and (half := len(user_ids) // 2):
+                    await self._make(lane, user_ids[:half])
+                    await self._make(lane, user_ids[half:])
+                    return
                 pause = min(2 * pause, _LAST_RETRY_S)
                 continue
             if lane != _ALL_PARTITIONS:

@@ -27,8 +27,15 @@ class Recommender:
 
         Returns:
             which replica has made them.
+
+        Raises:
+            RuntimeError: what went wrong, in words: the error's own class may be one that the caller would have to
+                import torch for.
         """
-        await self._engine.generate(user_ids)
+        try:
+            await self._engine.generate(user_ids)
+        except Exception as error:
+            raise RuntimeError(f"{type(error).__name__}: {error}") from None
         return self._name
 
     async def status(self) -> dict[str, Any]:

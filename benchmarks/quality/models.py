@@ -149,6 +149,14 @@ _PINREC: Final = Entry(
             "generation": {"mode": "unconditioned", "steps": 1},
         },
         "ml1m loo": {"model": {"layers": 3}, "epochs": 45},
+        # Nine reviews a user: items start apart and stay so, and the last one is what is predicted at first.
+        "amazon_beauty loo": {
+            "model": {
+                "width": 128, "id_width": 128, "history": 50, "dropout": 0.6, "tower": "residual",
+                "hash_buckets": 65_536, "least_temperature": 0.07,
+            },
+            "training": {"window": 50, "batch_users": 64, "table_rate": 5.0, "averaging": 0.99},
+        },
         "disjoint": {
             # What is to be found lies days ahead: half of KuaiRand's targets more than two.
             "model": {"history": 128, "dropout": 0.2, "max_offset_s": 14 * _DAY_S, "offsets_s": (_DAY_S, 5 * _DAY_S)},

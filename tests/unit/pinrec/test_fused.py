@@ -104,11 +104,12 @@ def test_a_token_of_zeros_does_no_harm() -> None:
 
 
 @pytest.mark.parametrize("kept", [torch.bfloat16, torch.float32, torch.int8], ids=str)
-@pytest.mark.parametrize("lengths", [(3,), (40, 1, 70)], ids=str)
+@pytest.mark.parametrize("lengths", [(3,), (40, 1, 70), (32, 64, 33)], ids=str)
+@pytest.mark.parametrize("head_width", [32, 24, 6])
 def test_what_an_arena_keeps_is_gone_on_from_where_it_lies_and_in_one_piece(
-    lengths: tuple[int, ...], kept: torch.dtype
+    lengths: tuple[int, ...], kept: torch.dtype, head_width: int
 ) -> None:
-    model = model_of(seed=2, history=96)
+    model = model_of(seed=2, history=96, heads=2, width=2 * head_width)
     fused = FusedModel(model)
     x_BLD = model.tokens(*events(len(lengths), max(lengths) + 3, model.config.width))
     length_B = torch.tensor(lengths)
@@ -129,31 +130,33 @@ def test_what_an_arena_keeps_is_gone_on_from_where_it_lies_and_in_one_piece(
     torch.testing.assert_close(fused.extend(last, paged, kept), model.extend(last, cache, kept), **close)
 
 
-def test_what_many_new_tokens_add_to_kept_pages_is_kept_too() -> None:
+@pytest.mark.parametrize("kept", [torch.bfloat16, torch.int8], ids=str)
+def test_what_many_new_tokens_add_to_kept_pages_is_kept_too(kept: torch.dtype) -> None:
     """More than the compiled code takes: the pages are put in one piece first."""
     model = model_of(seed=4, history=64)
     fused, rows, known, more = FusedModel(model), 40, 20, 16
     assert rows * more > MOST
     x_BLD = model.tokens(*events(rows, known + more, model.config.width))
-    _, whole = model.prefill(x_BLD, torch.full((rows,), known + more), torch.bfloat16)
-    _, cache = model.prefill(x_BLD[:, :known], torch.full((rows,), known), torch.bfloat16)
-    arena = Arena(model.config, 1 << 24, torch.bfloat16)
+    _, whole = model.prefill(x_BLD, torch.full((rows,), known + more), kept)
+    _, cache = model.prefill(x_BLD[:, :known], torch.full((rows,), known), kept)
+    arena = Arena(model.config, 1 << 24, kept)
     held = [arena.take(2) for _ in range(rows)]
     arena.store(held, cache, [0] * rows, [known] * rows)
     paged = arena.gather(held, torch.full((rows,), known), more)
-    fused.extend(x_BLD[:, known:], paged, torch.bfloat16)
+    fused.extend(x_BLD[:, known:], paged, kept)
     arena.store(held, paged, [known] * rows, [known + more] * rows)
     again = arena.gather(held, torch.full((rows,), known + more), 1)
     torch.testing.assert_close(again.key[:, :, :, : known + more], whole.key, **CLOSE_KEPT)
     torch.testing.assert_close(again.value[:, :, :, : known + more], whole.value, **CLOSE_KEPT)
 
 
-def test_candidates_are_ranked_by_kept_pages_as_by_whole_histories() -> None:
+@pytest.mark.parametrize("kept", [torch.bfloat16, torch.int8], ids=str)
+def test_candidates_are_ranked_by_kept_pages_as_by_whole_histories(kept: torch.dtype) -> None:
     model = model_of(seed=5, ranking=True)
     x_BLD = model.tokens(*events(2, 20, model.config.width))
     length_B = torch.tensor([20, 7])
-    _, cache = model.prefill(x_BLD, length_B, torch.bfloat16)
-    arena = Arena(model.config, 1 << 22, torch.bfloat16)
+    _, cache = model.prefill(x_BLD, length_B, kept)
+    arena = Arena(model.config, 1 << 22, kept)
     held = [arena.take(1), arena.take(1)]
     arena.store(held, cache, [0, 0], [20, 7])
     candidates = torch.randn(2, 5, model.config.width)

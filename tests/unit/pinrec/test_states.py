@@ -15,7 +15,7 @@ from pinrec.states import UserStates
 from tests.small_bundle import CONFIG, NOW, small_bundle
 
 PLENTY = 8 << 20
-ONE_BLOCK = Arena(CONFIG, 1 << 20, torch.bfloat16).block_bytes
+ONE_BLOCK = Arena(CONFIG, 1 << 20, torch.int8).block_bytes
 USERS = ("ada", "ben", "cyd", "dov")
 
 
@@ -71,7 +71,9 @@ def test_a_history_that_grew_gives_the_states_of_encoding_it_anew(bundles, kept)
 @given(st.data())
 def test_whatever_comes_in_between_states_equal_encoding_from_scratch(bundles, data):
     """Random events, late ones too, deletions, window moves, evictions and swaps, contexts and repeated users."""
-    states = UserStates(data.draw(st.sampled_from([0, ONE_BLOCK, 3 * ONE_BLOCK, PLENTY])))
+    kept = data.draw(st.sampled_from([torch.int8, torch.bfloat16]))
+    one_block = Arena(CONFIG, 1 << 20, kept).block_bytes
+    states = UserStates(data.draw(st.sampled_from([0, one_block, 3 * one_block, PLENTY])), kept)
     packed: dict[str, bytes] = {}
     number = 0
     for _ in range(data.draw(st.integers(3, 12))):
@@ -96,7 +98,7 @@ def test_whatever_comes_in_between_states_equal_encoding_from_scratch(bundles, d
             for context in [data.draw(st.sampled_from([None, None, "item-5"]))]
         ]
         torch.testing.assert_close(
-            encoded(states, bundle, requests), plain(bundle, requests, torch.bfloat16), atol=2e-5, rtol=2e-4
+            encoded(states, bundle, requests), plain(bundle, requests, kept), atol=2e-5, rtol=2e-4
         )
 
 
@@ -160,7 +162,7 @@ def test_a_batch_of_more_users_than_fit_is_answered_all_the_same(bundles):
     requests = [asked(f"user-{i}", history(*range(i + 1))) for i in range(12)]
     for _ in range(2):
         torch.testing.assert_close(
-            encoded(states, bundles[0], requests), plain(bundles[0], requests, torch.bfloat16), atol=2e-5, rtol=2e-4
+            encoded(states, bundles[0], requests), plain(bundles[0], requests, torch.int8), atol=2e-5, rtol=2e-4
         )
     assert states.report.users == 2
     assert states.report.hits == 2

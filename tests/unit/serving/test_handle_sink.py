@@ -17,6 +17,8 @@ class Replicas:
         self.may_answer = asyncio.Event()
         self.may_answer.set()
         self.faults: list[Exception] = []
+        self.hopeless = 1 << 30
+        """Calls for so many users are never answered."""
 
     def _init(self, **_: Any) -> None:
         pass
@@ -32,7 +34,7 @@ class _Session:
     async def remote(self, user_ids: list[str]) -> str:
         replica = self._partition % self._replicas.count
         self._replicas.calls.append((replica, user_ids))
-        await self._replicas.may_answer.wait()
+        await (asyncio.Event() if len(user_ids) >= self._replicas.hopeless else self._replicas.may_answer).wait()
         if self._replicas.faults:
             raise self._replicas.faults.pop()
         return f"replica {replica}"
@@ -97,20 +99,23 @@ def test_a_call_that_fails_is_made_again(monkeypatch: pytest.MonkeyPatch) -> Non
     asyncio.run(scenario())
 
 
-def test_a_call_without_an_answer_is_given_up_and_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_takes_too_long_is_asked_for_in_ever_smaller_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.ingestor._PATIENCE_S", 0.05)
+    monkeypatch.setattr("serving.ingestor._FIRST_RETRY_S", 0.0)
 
     async def scenario() -> None:
         replicas = Replicas(1)
-        replicas.may_answer.clear()
+        replicas.hopeless = 3
         sink = HandleSink(replicas, asyncio.get_running_loop())  # type: ignore[arg-type]
-        asked = asyncio.create_task(_asked(sink, (0, "a")))
         async with asyncio.timeout(20):
-            while len(replicas.calls) < 2:
-                await asyncio.sleep(0.01)
-            replicas.may_answer.set()
-            await asked
-        assert replicas.calls[:2] == [(0, ["a"])] * 2
+            await asyncio.wrap_future(sink.submit(0, ["a", "b", "c", "d", "e"]))
+        assert replicas.calls == [
+            (0, ["a", "b", "c", "d", "e"]),
+            (0, ["a", "b"]),
+            (0, ["c", "d", "e"]),
+            (0, ["c"]),
+            (0, ["d", "e"]),
+        ]
 
     asyncio.run(scenario())
 
