@@ -7,6 +7,7 @@ import pytest
 from pinrec.registry import Registry
 from pinrec.verdicts import Refusal
 from serving.cli import app, main
+from serving.terminal import console
 from tests.small_bundle import small_bundle, small_items
 from tests.unit.serving.test_cli import CLOSED, DEPLOY, refusal
 
@@ -40,7 +41,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_list_shows_states_and_why(registry, bundle, deploy: Path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setattr(console, "_width", 250)
     for _ in range(2):
         registry.publish(bundle)
     registry.refuse([UNLIKE], registry.publish(bundle, activate=False))
@@ -59,7 +60,7 @@ def test_list_shows_states_and_why(registry, bundle, deploy: Path, capsys, monke
 def test_list_shows_what_both_versions_predicted_before_either_was_trained_on_it(
     registry, bundle, deploy: Path, capsys, monkeypatch
 ):
-    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setattr(console, "_width", 250)
     metrics = {"recall@10": 0.1234, "candidate_recall@10": 0.2345, "recall@10_popularity": 0.0567}
     registry.publish(bundle.measured(metrics))
     shown = said(capsys, "models", "list", "--deploy", str(deploy))
