@@ -18,6 +18,7 @@ from torch import Tensor
 from pinrec.arena import POSITIONS, Arena
 from pinrec.backbone import KVCache
 from pinrec.encoding import Encoded, NewEvents, Part, by_length, window_length
+from pinrec.history import History
 from pinrec.requests import GenerationRequest
 
 if TYPE_CHECKING:
@@ -131,11 +132,7 @@ class UserStates:
                 of_history_BD = self._ends(bundle, mine, h_BLD, events.history_B)
                 context = any(request.context for request in mine)
                 h_BD = self._ends(bundle, mine, h_BLD, events.count_B) if context else of_history_BD
-                for b in part:
-                    digests[b].update(_rows(requests[b], windows[b], since[b], windows[b]))
-                self._keep(
-                    arena, bundle, mine, events, cache, of_history_BD, [digests[b].digest() for b in part], using
-                )
+                self._keep(arena, bundle, mine, events, cache, of_history_BD, [digests[b] for b in part], using)
                 parts.append((part, Encoded(h_BD, cache, events.last_B, events.last_surface_B)))
         return parts
 
@@ -186,7 +183,7 @@ class UserStates:
         state = self._states.get(request.user_id)
         if state is not None:
             if state.length <= window <= state.length + _MOST_NEW:
-                digest.update(_rows(request, window, 0, state.length))
+                digest.update(_rows(request.history, window, 0, state.length))
                 if state.digest == digest.digest():
                     self._hits += 1
                     self._states.move_to_end(request.user_id)
@@ -208,7 +205,7 @@ class UserStates:
         events: NewEvents,
         cache: KVCache,
         h_BD: Tensor,
-        digests: Sequence[bytes],
+        digests: Sequence["xxhash.xxh3_128"],
         using: set[str],
     ) -> None:
         """Keep what a part's histories have become; what there is no room for stays as it was, or unknown."""
@@ -229,7 +226,8 @@ class UserStates:
                 continue
             held[b] = blocks + arena.take(more)
             since[b], until[b] = known, window
-            self._states[user_id] = _State(window, digests[b], h_BD[b].clone(), held[b])
+            digests[b].update(_rows(history, window, window - new, window))
+            self._states[user_id] = _State(window, digests[b].digest(), h_BD[b].clone(), held[b])
             using.add(user_id)
         arena.store(held, cache, since, until)
 
@@ -265,9 +263,7 @@ def _packed(request: GenerationRequest) -> bytes:
     return b"" if request.history is None else request.history.packed
 
 
-def _rows(request: GenerationRequest, window: int, begin: int, end: int) -> memoryview:
+def _rows(history: History, window: int, begin: int, end: int) -> memoryview:
     """Some of the last `window` events: everything that tokens are made of, and nothing else."""
-    if request.history is None:
-        return memoryview(b"")
-    start = len(request.history) - window
-    return request.history.rows[start + begin : start + end].data
+    start = len(history) - window
+    return history.rows[start + begin : start + end].data
