@@ -16,7 +16,7 @@ from pinrec.bundle import Bundle
 from pinrec.config import Vocabulary
 from pinrec.index import use_threads
 from pinrec.versions import RegistryError
-from serving.answers import Answerer, Outcome
+from serving.answers import Answerer, Made, Outcome
 from serving.api import Context, HistoryItem, Models, RecommendationRequest, SimilarItems, UserHistory
 from serving.config import AppSettings
 from serving.live import LiveBundle
@@ -29,7 +29,7 @@ from serving.timings import Timings
 from streaming.process import keep_freed_memory
 from streaming.publisher import EventPublisher
 from streaming.registry_of import registry_of
-from streaming.schema import EventCodec, Recommendation
+from streaming.schema import EventCodec
 from streaming.stores.lmdb import LmdbSequenceStore
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Engine:
         self._live.start(settings.serving.poll_models_s)
         self._split.start(settings.serving.poll_models_s)
 
-    async def recommend(self, request: RecommendationRequest) -> Recommendation | Problem:
+    async def recommend(self, request: RecommendationRequest) -> Outcome:
         """A list; a refusal is returned."""
         self._run()
         if self._live.bundle is None:
@@ -296,9 +296,9 @@ class Engine:
         if self._publisher is None:  # Kafka may be down when a replica starts; queries do not need it
             self._publisher = EventPublisher(self._settings.kafka, EventCodec(self._settings.vocabulary))
         topic = self._settings.kafka.recommendations
-        for recommendation in lists:
-            if isinstance(recommendation, Recommendation):
-                self._publisher.send(topic, recommendation.user_id, recommendation)
+        for made in lists:
+            if isinstance(made, Made):
+                self._publisher.send(topic, made.user_id, made.json)
         self._publisher.flush()
 
 

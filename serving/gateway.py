@@ -32,6 +32,7 @@ from serving.logs import log_with_serve
 from serving.metrics import render
 from serving.overview import ask, troubles
 from serving.problems import Problem
+from serving.straight import Straight
 from serving.tokens import read_token
 from streaming.publisher import Delivery, EventPublisher, PublishError, with_event_id
 from streaming.schema import BadEventError, EventCodec, Id, Recommendation, UserEvent, first_problem
@@ -49,7 +50,16 @@ api = FastAPI(
     description="A streaming, real-time recommender. Errors are RFC 9457 problem details.",
     version="1",
 )
-api.add_middleware(LimitBody, most=MAX_BODY_BYTES)
+
+
+async def _list(request: RecommendationRequest) -> bytes:
+    gateway: Any = serve.get_replica_context().servable_object
+    answer: bytes = await gateway.recommend_json(request)
+    return answer
+
+
+api.add_middleware(Straight, path="/v1/recommendations", body=RecommendationRequest, answer=_list)
+api.add_middleware(LimitBody, most=MAX_BODY_BYTES)  # around the one before
 problems.install(api)
 
 Answer = TypeVar("Answer")
@@ -117,7 +127,11 @@ class Gateway:
     )
     async def recommend_http(self, request: RecommendationRequest) -> Response:
         """A list for a user, from the newest known state of their history."""
-        return Response((await self.recommend(request)).model_dump_json(), media_type="application/json")
+        return Response(await self.recommend_json(request), media_type="application/json")
+
+    async def recommend_json(self, request: RecommendationRequest) -> bytes:
+        """See `recommend`."""
+        return (await _patiently(self._engine.recommend(request))).json
 
     async def recommend(self, request: RecommendationRequest) -> Recommendation:
         """A list; for `serve.get_app_handle("pinrec").recommend.remote(request)` as well.
@@ -125,7 +139,7 @@ class Gateway:
         Raises:
             Problem: the request cannot be answered.
         """
-        return await _patiently(self._engine.recommend(request))
+        return (await _patiently(self._engine.recommend(request))).read()
 
     @api.post("/v1/events", status_code=202, tags=["events"])
     async def publish_http(self, request: Request) -> Accepted:

@@ -1,5 +1,6 @@
 """Errors as RFC 9457 problem details: what is wrong, in which field, and what to do about it."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
@@ -69,6 +70,18 @@ def of_bad_event(error: BadEventError, at: str = "") -> Problem:
     return Problem(422, error.reason, f"{at}{error.field}")
 
 
+def of_invalid(fault: Mapping[str, Any]) -> Problem:
+    """The problem that one of pydantic's errors about a request is, or one of FastAPI's, which say where it was."""
+    place = [str(part) for part in fault["loc"] if part not in ("body", "query", "path")]
+    if fault["type"] == "json_invalid":
+        return Problem(400, f"the body is not JSON: {fault.get('ctx', {}).get('error', '')}", "body")
+    reason = fault["msg"].removeprefix("Value error, ")
+    field = ".".join(place)
+    if not field and ": " in reason:
+        field, reason = reason.split(": ", 1)
+    return Problem(422, reason, field or "body")
+
+
 def install(api: FastAPI) -> None:
     """Make every error of the application a problem detail."""
 
@@ -78,15 +91,7 @@ def install(api: FastAPI) -> None:
 
     @api.exception_handler(RequestValidationError)
     async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        fault = error.errors()[0]
-        place = [str(part) for part in fault["loc"] if part not in ("body", "query", "path")]
-        if fault["type"] == "json_invalid":
-            return Problem(400, f"the body is not JSON: {fault.get('ctx', {}).get('error', '')}", "body").response()
-        reason = fault["msg"].removeprefix("Value error, ")
-        field = ".".join(place)
-        if not field and ": " in reason:
-            field, reason = reason.split(": ", 1)
-        return Problem(422, reason, field or "body").response()
+        return of_invalid(error.errors()[0]).response()
 
     @api.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:

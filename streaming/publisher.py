@@ -99,15 +99,16 @@ class EventPublisher:
         """Send word that an item is withdrawn: a null value under its key."""
         return self._send(self._kafka.items, item_id.encode(), None)
 
-    def send(self, topic: str, key: str | None, message: Message) -> "Future[Delivery]":
-        """Send any of our messages as JSON.
+    def send(self, topic: str, key: str | None, message: Message | bytes) -> "Future[Delivery]":
+        """Send any of our messages, as JSON or to become JSON.
 
         Raises:
             BadEventError: it is larger than a record may be.
             PublishError: the buffer stayed full, or the topic is not there.
         """
-        value = message.model_dump_json(exclude_none=isinstance(message, UserEvent)).encode()
-        return self._send(topic, None if key is None else key.encode(), value)
+        if isinstance(message, Message):
+            message = message.model_dump_json(exclude_none=isinstance(message, UserEvent)).encode()
+        return self._send(topic, None if key is None else key.encode(), message)
 
     def flush(self, timeout_s: float = 30.0) -> None:
         """Wait until Kafka has all that was published before this call.

@@ -290,7 +290,7 @@ RECOMMEND, EVENTS = "/v1/recommendations", "/v1/events"
 BAD = {
     "malformed query": (RECOMMEND, b"{not json", 400, "body"),
     "no object": (RECOMMEND, b"[1]", 422, "body"),
-    "not UTF-8": (RECOMMEND, b'{"user_id": "\xff"}', 400, None),
+    "not UTF-8": (RECOMMEND, b'{"user_id": "\xff"}', 400, "body"),
     "no user": (RECOMMEND, {}, 422, "user_id"),
     "a number as user": (RECOMMEND, {"user_id": 5}, 422, "user_id"),
     "empty user": (RECOMMEND, {"user_id": ""}, 422, "user_id"),

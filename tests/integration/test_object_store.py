@@ -14,7 +14,6 @@ import pinrec.bundle_store
 from pinrec.registry import Registry
 from pinrec.verdicts import Refusal
 from pinrec.versions import RegistryError
-from serving.api import RecommendationRequest
 from serving.cli import app, main
 from serving.cluster import DeployFile
 from serving.engine import Engine
@@ -24,6 +23,7 @@ from streaming.registry_of import registry_of
 from streaming.stores.lmdb import LmdbSequenceStore
 from tests.archived_log import ArchivedLog
 from tests.eventually import eventually
+from tests.reading import recommended
 from tests.small_bundle import VOCABULARY, small_bundle, small_history, small_items
 from tests.small_trainer import MODEL, new_trainer, without_kafka
 
@@ -153,11 +153,11 @@ def test_a_deploy_file_names_it_and_trainer_replicas_and_commands_meet_there(dep
 
     async def asked():
         engine = Engine(settings, 0)
-        first = await engine.recommend(RecommendationRequest(user_id="ada", k=5))
+        first = await recommended(engine, "ada")
         log.add(40)
         assert training.round() == "v000002"
         await asyncio.to_thread(eventually, lambda: engine._live.version == "v000002")
-        second = await engine.recommend(RecommendationRequest(user_id="ada", k=5))
+        second = await recommended(engine, "ada")
         main(lambda: app(["models", "rollback", "--deploy", str(deploy)], standalone_mode=False))
         await asyncio.to_thread(eventually, lambda: engine._live.version == "v000001")
         return first, second, await engine.models()
@@ -250,7 +250,7 @@ def test_while_the_store_is_away_the_version_that_serves_goes_on_and_it_is_said(
             log.only(1, 40)
             await asyncio.to_thread(eventually, lambda: engine._live.trouble, 60)
             status, models = await engine.status(), await engine.models()
-            answer = await engine.recommend(RecommendationRequest(user_id="ada", k=5))
+            answer = await recommended(engine, "ada")
             return status, models, answer, await engine.activate("v000001")
 
         status, models, answer, moved = asyncio.run(asked())

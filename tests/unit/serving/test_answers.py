@@ -14,6 +14,7 @@ from serving.config import ServingSettings
 from serving.problems import Problem
 from streaming.schema import Recommendation, RecommendedItem, SequenceInfo
 from streaming.stores.lmdb import LmdbSequenceStore
+from tests.reading import ReadingAnswerer
 from tests.small_bundle import CONFIG, VOCABULARY, small_bundle, small_history
 
 USERS = [f"user-{i}" for i in range(12)]
@@ -38,7 +39,7 @@ def store(tmp_path):
 
 @pytest.fixture
 def answerer(store):
-    return Answerer(store, GenerationConfig(max_k=50), ServingSettings(event_k=7))
+    return ReadingAnswerer(store, GenerationConfig(max_k=50), ServingSettings(event_k=7))
 
 
 def ask(user_id, **fields):
@@ -69,7 +70,7 @@ def test_a_new_event_changes_the_list_and_nothing_is_encoded_twice(bundle, store
     assert items(query) == items(for_event) != items(before)
     assert query.sequence.last_event_id == "later"
     assert (answerer.states.report.hits, answerer.states.report.misses) == (2, 1)
-    unkept = Answerer(store, GenerationConfig(max_k=50), ServingSettings(states_mib=0))
+    unkept = ReadingAnswerer(store, GenerationConfig(max_k=50), ServingSettings(states_mib=0))
     ((alone,), _) = unkept.answer(bundle, [ask("user-2", k=7)], [])
     assert items(alone) == items(query)
     assert unkept.states.report.users == 0
@@ -101,15 +102,16 @@ def test_an_answer_says_what_it_was_made_of(bundle, answerer):
     assert query.items[0].outcome in VOCABULARY.outcomes
 
 
-def test_an_answer_reads_as_one_made_of_checked_parts(bundle, answerer):
-    (known, unknown), _ = answerer.answer(bundle, [ask("user-3"), ask("nobody")], [])
-    for answer in (known, unknown):
-        sequence = SequenceInfo(**dict(answer.sequence))
-        listed = [RecommendedItem(**dict(item)) for item in answer.items]
-        parts = Recommendation(**(dict(answer) | {"sequence": sequence, "items": listed}))
-        assert answer.model_dump_json() == parts.model_dump_json()
-        assert answer == parts == Recommendation.model_validate_json(answer.model_dump_json())
-        assert all(item.model_fields_set == set(RecommendedItem.model_fields) for item in answer.items)
+def test_what_is_sent_of_an_answer_is_the_json_of_a_checked_one(bundle, store):
+    unread = Answerer(store, GenerationConfig(max_k=50), ServingSettings())
+    (known, unknown), (for_event,) = unread.answer(bundle, [ask("user-3"), ask("nobody")], ["user-3"])
+    for made in (known, unknown, for_event):
+        checked = made.read()
+        assert made.json == checked.model_dump_json().encode()
+        assert checked.user_id == made.user_id
+        assert all(item.model_fields_set == set(RecommendedItem.model_fields) for item in checked.items)
+        assert checked.model_fields_set == set(Recommendation.model_fields)
+        assert checked.sequence.model_fields_set == set(SequenceInfo.model_fields)
 
 
 def test_an_unknown_user_gets_what_is_popular_and_is_told_so(bundle, answerer):
@@ -178,7 +180,7 @@ def test_a_request_that_no_bundle_could_answer_is_refused_where_it_is_read(field
 
 def test_histories_that_are_behind_mark_the_answer_degraded(bundle, tmp_path):
     store = LmdbSequenceStore(tmp_path / "old", CONFIG.history, CONFIG.stride, map_gib=0.1)
-    answerer = Answerer(store, GenerationConfig(), ServingSettings(degraded_after_s=10))
+    answerer = ReadingAnswerer(store, GenerationConfig(), ServingSettings(degraded_after_s=10))
     ((answer,), _) = answerer.answer(bundle, [ask("user-1")], [])
     assert (answer.degraded, answer.sequence.staleness_ms) == (True, None), "nothing was ever applied"
     store.apply(0, 0, 1, [("user-1", next(iter(small_history(1).events())))], as_of=time.time() - 60)
@@ -210,7 +212,7 @@ def test_users_encoded_ahead_are_met_again_by_the_next_version(bundle, store, an
     met, _ = answerer.answer(following, [ask(user) for user in USERS], [])
     report = answerer.states.report
     assert (report.hits - before.hits, report.misses - before.misses) == (2 * len(USERS), 0)
-    unkept = Answerer(store, GenerationConfig(max_k=50), ServingSettings(states_mib=0))
+    unkept = ReadingAnswerer(store, GenerationConfig(max_k=50), ServingSettings(states_mib=0))
     anew, _ = unkept.answer(following, [ask(user) for user in USERS], [])
     assert [items(answer) for answer in met] == [items(answer) for answer in anew]
     assert [items(answer) for answer in met] != [items(answer) for answer in still]
@@ -218,11 +220,11 @@ def test_users_encoded_ahead_are_met_again_by_the_next_version(bundle, store, an
 
 def test_what_is_encoded_ahead_is_the_most_recent_and_ends_with_time_and_memory(bundle, store):
     one_block = ServingSettings(states_mib=0, handover_s=60, handover_share=1)
-    answerer = Answerer(store, GenerationConfig(max_k=50), one_block)
+    answerer = ReadingAnswerer(store, GenerationConfig(max_k=50), one_block)
     assert answerer.encode_ahead(bundle, USERS).states.report.users == 0
-    no_time = Answerer(store, GenerationConfig(max_k=50), ServingSettings(handover_s=0))
+    no_time = ReadingAnswerer(store, GenerationConfig(max_k=50), ServingSettings(handover_s=0))
     assert no_time.encode_ahead(bundle, USERS).states.report.users == 0
-    answerer = Answerer(store, GenerationConfig(max_k=50), ServingSettings())
+    answerer = ReadingAnswerer(store, GenerationConfig(max_k=50), ServingSettings())
     for user in ("user-3", "user-1", "user-2"):
         answerer.answer(bundle, [ask(user)], [])
     assert answerer.states.recent == ["user-2", "user-1", "user-3"]
@@ -249,7 +251,9 @@ def test_what_is_encoded_ahead_takes_its_share_of_a_core(bundle, store, monkeypa
     monkeypatch.setattr(serving.answers, "time", own_time)
     monkeypatch.setattr(store, "read", read)
     settings = ServingSettings(handover_s=20, handover_share=0.25)
-    Answerer(store, GenerationConfig(max_k=50), settings).encode_ahead(bundle, [f"user {i}" for i in range(10_000)])
+    ReadingAnswerer(store, GenerationConfig(max_k=50), settings).encode_ahead(
+        bundle, [f"user {i}" for i in range(10_000)]
+    )
     assert pauses == pytest.approx([3.0] * 5), "a second of work, three of rest, until the time is up"
 
 

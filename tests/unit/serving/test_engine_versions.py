@@ -8,11 +8,11 @@ import pytest
 from pinrec.registry import Registry
 from pinrec.split import version_for
 from pinrec.verdicts import Refusal
-from serving.api import RecommendationRequest
 from serving.config import AppSettings
 from serving.engine import Engine, NotLiveError
 from serving.problems import Problem
 from streaming.stores.lmdb import LmdbSequenceStore
+from tests.reading import recommended
 from tests.small_bundle import CONFIG, small_bundle, small_history
 
 USERS = [f"user-{i}" for i in range(30)]
@@ -35,7 +35,7 @@ def settings(tmp_path):
 def test_users_are_divided_and_every_answer_names_its_version(settings):
     async def asked():
         engine = Engine(settings, 0)
-        answers = await asyncio.gather(*(engine.recommend(RecommendationRequest(user_id=u, k=5)) for u in USERS))
+        answers = await asyncio.gather(*(recommended(engine, user) for user in USERS))
         return answers, await engine.status()
 
     answers, status = asyncio.run(asked())
@@ -87,8 +87,7 @@ def test_a_version_of_the_split_that_is_taken_back_answers_nobody_until_it_is_fo
             move()
             engine._live.refresh()
             engine._split._others["v000002"].live.refresh()
-            queries = (RecommendationRequest(user_id=user, k=5) for user in USERS)
-            answers = await asyncio.gather(*(engine.recommend(query) for query in queries))
+            answers = await asyncio.gather(*(recommended(engine, user) for user in USERS))
             found.append(({answer.model_version for answer in answers}, await engine.status()))
         return found
 
@@ -111,7 +110,7 @@ def test_a_pinned_version_wins_over_the_trainer_and_over_operators(settings):
         registry.publish(registry.load("v000003"))
         engine._live.refresh()
         current = next(user for user in USERS if version_for(user, settings.serving.split) is None)
-        answer = await engine.recommend(RecommendationRequest(user_id=current, k=5))
+        answer = await recommended(engine, current)
         return answer, await engine.activate("v000004"), await engine.rollback("")
 
     answer, *problems = asyncio.run(asked())

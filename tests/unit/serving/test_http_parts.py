@@ -1,4 +1,5 @@
 import asyncio
+import json
 import logging
 import re
 
@@ -13,6 +14,7 @@ from serving.client import ClientError, PinRecClient
 from serving.limits import LimitBody
 from serving.metrics import METRICS, render
 from serving.problems import Problem
+from serving.straight import Straight
 from serving.timings import STAGES, Timings
 
 MOST = 1_000
@@ -22,8 +24,17 @@ class Named(BaseModel):
     name: str
 
 
+async def straight(named):
+    if named.name == "busy":
+        raise Problem(503, "later", retry_after_s=7)
+    if named.name == "crash":
+        raise RuntimeError("something with a secret in it")
+    return json.dumps(named.name).encode()
+
+
 def application():
     api = FastAPI()
+    api.add_middleware(Straight, path="/straight", body=Named, answer=straight)
     api.add_middleware(LimitBody, most=MOST)
     problems.install(api)
 
@@ -31,6 +42,7 @@ def application():
     async def raw(request: Request) -> int:
         return len(await request.body())
 
+    @api.post("/straight")
     @api.post("/parsed")
     async def parsed(named: Named) -> str:
         return named.name
@@ -56,14 +68,15 @@ def call(method, path, **options):
 
 
 def chunks(size):
-    async def pieces():
-        for _ in range(size // 100):
-            yield b"x" * 100
-
-    return pieces()
+    return pieces_of(b"x" * size, 100)
 
 
-@pytest.mark.parametrize("path", ["/raw", "/parsed"])
+async def pieces_of(body, size=4):
+    for at in range(0, len(body), size):
+        yield body[at : at + size]
+
+
+@pytest.mark.parametrize("path", ["/raw", "/parsed", "/straight"])
 @pytest.mark.parametrize("stated", [True, False], ids=["with Content-Length", "without"])
 def test_a_body_above_the_bound_is_refused(path, stated):
     body = b"x" * (MOST + 100) if stated else chunks(MOST + 100)
@@ -82,11 +95,19 @@ def test_a_body_of_just_the_bound_is_taken(stated):
 
 def test_every_error_is_a_problem_detail():
     for answer, status, field in (
-        (call("POST", "/parsed", json={"name": 3}), 422, "name"),
-        (call("POST", "/parsed", json={}), 422, "name"),
-        (call("POST", "/parsed", content=b"{", headers={"Content-Type": "application/json"}), 400, "body"),
+        *(
+            each
+            for path in ("/parsed", "/straight")
+            for each in (
+                (call("POST", path, json={"name": 3}), 422, "name"),
+                (call("POST", path, json={}), 422, "name"),
+                (call("POST", path, content=b"{", headers={"Content-Type": "application/json"}), 400, "body"),
+                (call("GET", path), 405, None),
+            )
+        ),
+        (call("POST", "/straight", json={"name": "busy"}), 503, None),
+        (call("POST", "/straight", json={"name": "crash"}), 500, None),
         (call("GET", "/nowhere"), 404, None),
-        (call("GET", "/parsed"), 405, None),
         (call("GET", "/crash"), 500, None),
     ):
         assert (answer.status_code, answer.json().get("field")) == (status, field)
@@ -97,6 +118,33 @@ def test_every_error_is_a_problem_detail():
 
 def test_a_problem_carries_when_to_come_back():
     assert call("GET", "/busy").headers["Retry-After"] == "7"
+    assert call("POST", "/straight", json={"name": "busy"}).headers["Retry-After"] == "7"
+
+
+def test_what_goes_straight_to_its_function_is_answered_as_the_route_that_describes_it():
+    straight, parsed = (call("POST", path, json={"name": "\u00e9"}) for path in ("/straight", "/parsed"))
+    assert (straight.status_code, straight.json()) == (parsed.status_code, parsed.json()) == (200, "\u00e9")
+    assert straight.headers["Content-Type"] == parsed.headers["Content-Type"]
+    in_pieces = call("POST", "/straight", content=pieces_of(b'{"name": "a"}'))
+    assert (in_pieces.status_code, in_pieces.json()) == (200, "a")
+
+
+def test_a_caller_who_goes_away_while_he_asks_is_not_answered():
+    messages = [{"type": "http.request", "body": b'{"name": ', "more_body": True}, {"type": "http.disconnect"}]
+    sent = []
+
+    async def once():
+        async def receive():
+            return messages.pop(0)
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {"type": "http", "path": "/straight", "method": "POST", "headers": []}
+        await Straight(None, "/straight", Named, straight)(scope, receive, send)
+
+    asyncio.run(once())
+    assert (sent, messages) == ([], [])
 
 
 def test_a_field_that_the_caller_made_up_is_sent_back_short():

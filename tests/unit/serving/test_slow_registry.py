@@ -9,13 +9,13 @@ from fsspec.implementations.local import LocalFileSystem
 
 import pinrec.bundle_store
 from pinrec.registry import Registry
-from serving.api import RecommendationRequest
 from serving.config import AppSettings
 from serving.engine import Engine
 from streaming.config import StateSettings
 from streaming.stores.lmdb import LmdbSequenceStore
 from tests.archived_log import ArchivedLog
 from tests.eventually import eventually
+from tests.reading import recommended
 from tests.small_bundle import CONFIG, small_bundle, small_history
 from tests.small_trainer import new_trainer, without_kafka
 
@@ -71,14 +71,14 @@ def test_answers_status_and_histories_come_while_a_replica_waits_for_the_registr
 
     async def asked():
         engine = Engine(settings, 0)
-        await engine.recommend(RecommendationRequest(user_id="ada", k=5))
+        await recommended(engine, "ada")
         slow.quick.clear()
         try:
             waiting = [asyncio.create_task(engine.models()) for _ in range(CALLS)]
             while not slow.waiting.is_set():
                 await asyncio.sleep(0)
             async with asyncio.timeout(30):
-                answers = [await engine.recommend(RecommendationRequest(user_id="ada", k=5)) for _ in range(3)]
+                answers = [await recommended(engine, "ada") for _ in range(3)]
                 status, history = await engine.status(), await engine.user("ada")
             done = [task for task in waiting if task.done()]
         finally:

@@ -10,7 +10,6 @@ from pinrec.bundle import MODEL
 from pinrec.config import GenerationConfig
 from pinrec.registry import Registry
 from pinrec.split import version_for
-from serving.answers import Answerer
 from serving.api import RecommendationRequest
 from serving.config import AppSettings, ServingSettings
 from serving.live import LiveBundle
@@ -18,6 +17,7 @@ from serving.problems import Problem
 from serving.split import Split
 from streaming.stores.lmdb import LmdbSequenceStore
 from streaming.version_outcomes import version_of
+from tests.reading import ReadingAnswerer
 from tests.small_bundle import CONFIG, VOCABULARY, small_bundle, small_history
 
 USERS = [f"user-{i}" for i in range(60)]
@@ -43,14 +43,14 @@ def store(tmp_path):
 
 @pytest.fixture
 def answerer(store):
-    return Answerer(store, GenerationConfig(), ServingSettings())
+    return ReadingAnswerer(store, GenerationConfig(), ServingSettings())
 
 
 def split_of(registry, store, shares):
     made = Split(
         shares,
         lambda version: LiveBundle(registry, VOCABULARY, version, lambda bundle: None),
-        lambda share: Answerer(store, GenerationConfig(), ServingSettings()),
+        lambda share: ReadingAnswerer(store, GenerationConfig(), ServingSettings()),
     )
     for other in made._others.values():
         other.live.refresh()
@@ -78,7 +78,9 @@ def test_each_answer_of_a_divided_batch_is_that_of_its_users_version(registry, s
     answers, lists = split.answer(answerer, current, queries, users)
     assert [answer.user_id for answer in answers] == USERS[:40]
     assert [answer.user_id for answer in lists] == users
-    alone = {version: Answerer(store, GenerationConfig(), ServingSettings()) for version in ("v000001", "v000003")}
+    alone = {
+        version: ReadingAnswerer(store, GenerationConfig(), ServingSettings()) for version in ("v000001", "v000003")
+    }
     for answer in answers + lists:
         version = version_for(answer.user_id, SHARES) or "v000003"
         assert (answer.model_version, version_of(answer.request_id)) == (version, version)
