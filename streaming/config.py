@@ -35,7 +35,9 @@ class IngestSettings(Frozen):
 
     group: str = Field("pinrec-ingest", min_length=1, description="consumer group")
     max_poll_records: int = Field(5_000, ge=1, description="of one transaction, at most")
-    fetch_max_wait_ms: int = Field(20, ge=1, description="how long the broker may hold an empty fetch")
+    fetch_max_wait_ms: int = Field(
+        50, ge=1, description="how long the broker may hold an empty fetch; records end it at once"
+    )
     session_timeout_ms: int = Field(10_000, ge=1_000)
     stalled_after_s: float = Field(15.0, gt=0, description="a position that stands this long while its end grows")
     max_future_s: float = Field(300.0, ge=0)
