@@ -38,6 +38,7 @@ class HSTUConfig(FittingConfig):
     positions: Literal["from_end", "from_start"] = Field(
         "from_start", description="from which end of the history the learned positions count"
     )
+    position_std: float = Field(0.02, gt=0, description="of the normal distribution that positions begin with")
     time_buckets: int = Field(128, ge=1)
     negatives: int = Field(128, ge=1, description="uniform, shared by the predictions of a step")
     temperature: float = Field(0.05, gt=0)
@@ -83,7 +84,8 @@ class HSTUModel(nn.Module):
         self.position = nn.Embedding(config.max_length, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         nn.init.trunc_normal_(self.item.weight, 0.0, 0.02, -0.04, 0.04)
-        nn.init.trunc_normal_(self.position.weight, 0.0, 0.02, -0.04, 0.04)
+        std = config.position_std
+        nn.init.trunc_normal_(self.position.weight, 0.0, std, -2 * std, 2 * std)
 
     def forward(self, item_BT: Tensor, timestamp_BT: Tensor, length_B: Tensor) -> Tensor:
         """[B, T, D], L2-normalised, from items int64[B, T] and epoch seconds; `length_B` places are real."""
