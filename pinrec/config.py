@@ -99,7 +99,8 @@ class ModelConfig(Frozen):
     table_dtype: Literal["float32", "int8"] = Field(
         "float32", description="of the item vectors in a bundle; int8 is a quarter of the size"
     )
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(0.1, ge=0, lt=1, description="of tokens, and of what each part of a block adds")
+    inner_dropout: float = Field(0.0, ge=0, lt=1, description="of the hidden layers of item tower and output head")
     ranking: bool = Field(False, description="has a ranking head, which scores candidates on the keys of retrieval")
     offsets_s: tuple[float, ...] = Field(
         (0.0, 30.0, 60.0, 180.0), min_length=1, description="time offsets generated in one step, in seconds"
@@ -150,6 +151,7 @@ class TrainingConfig(Frozen):
     action_mask: float = Field(
         0.2, ge=0, lt=1, description="share of the history's actions hidden in training (model.ranking)"
     )
+    item_mask: float = Field(0.0, ge=0, lt=1, description="share of the history's items hidden in training")
     averaging: float = Field(
         0.0, ge=0, lt=1, description="share of the running average of the weights that stays at a step; 0 = no average"
     )

@@ -58,6 +58,7 @@ class OutputHead(nn.Module):
     def __init__(self, config: ModelConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
         hidden = 2 * config.width
+        self.dropout = config.inner_dropout
         self.state = nn.Linear(config.width, hidden)
         self.outcome = nn.Embedding(len(vocabulary.actions) + 1, hidden)
         self.surface = nn.Embedding(len(vocabulary.surfaces) + 1, hidden)
@@ -76,5 +77,5 @@ class OutputHead(nn.Module):
         assert len(outcome_BE) == len(h_BD)
         offset = torch.where((offset_s_BE < 0)[..., None], self.no_offset, self.offset(self.time(offset_s_BE)))
         condition = self.outcome(outcome_BE + 1) + self.surface(surface_BE + 1) + offset
-        hidden = F.gelu(self.state(h_BD)[:, None] + condition)
+        hidden = F.dropout(F.gelu(self.state(h_BD)[:, None] + condition), self.dropout, self.training)
         return F.normalize(h_BD[:, None] + self.out(hidden), dim=-1)

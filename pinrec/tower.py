@@ -81,6 +81,7 @@ class ItemTower(nn.Module):
             self.bag.weight[0].zero_()
         inputs = config.content_width + config.bag_width + config.id_width
         last = nn.Linear(2 * config.width, config.width)
+        self.dropout = config.inner_dropout
         self.mlp = nn.Sequential(nn.Linear(inputs, 2 * config.width), nn.GELU(), last)
         self.skip: nn.Linear | None = None
         if config.tower == "residual":
@@ -95,5 +96,6 @@ class ItemTower(nn.Module):
         id_NI = self.query.expand(n, -1) if hash_N is None else self.ids(hash_N)
         content_NC = F.normalize(content_NC, dim=-1) * has_content_N[:, None]
         features = torch.cat((content_NC, self.bag(bag_NK), id_NI), 1)
-        made = self.mlp(features)
+        first, activation, last = self.mlp
+        made = last(F.dropout(activation(first(features)), self.dropout, self.training))
         return F.normalize(made if self.skip is None else made + self.skip(id_NI), dim=-1)

@@ -225,6 +225,7 @@ class Learner:
         action_BL, since, exposed = windows.action[position_BL], lo, 0
         if exposures is not None:
             action_BL[rng.random(action_BL.shape) < training.action_mask] = UNKNOWN
+        hidden_BL = rng.random(position_BL.shape) < training.item_mask if training.item_mask else None
         dropped_CM = rng.random((4, predictions)) < DROP
         if exposures is not None:
             since = lo + (rng.random() * (hi - lo)).astype(np.int64)
@@ -239,6 +240,7 @@ class Learner:
             position_BL=position_BL[rows],
             real_BL=real_BL[rows],
             action_BL=action_BL[rows],
+            hidden_BL=hidden_BL if hidden_BL is None else hidden_BL[rows],
             aims=replace(aims.at(asked_M), asked=(np.cumsum(ours) - 1)[aims.asked[asked_M]]),
             dropped_CM=dropped_CM[:, asked_M],
             predictions=predictions,
@@ -273,9 +275,11 @@ class Learner:
             torch.as_tensor(codes - int(used[0] < 0)), [*(positions.size for positions in parts), len(pool.subject)]
         )
         timestamp_BL = torch.as_tensor(windows.timestamp[part.position_BL])
-        item_BLD = vectors_UD[input_BL].view(*part.position_BL.shape, -1)
+        item_BLD = told_BLD = vectors_UD[input_BL].view(*part.position_BL.shape, -1)
+        if part.hidden_BL is not None:
+            told_BLD = item_BLD.masked_fill(torch.as_tensor(part.hidden_BL)[..., None], 0.0)
         x_BLD = model.tokens(
-            item_BLD,
+            told_BLD,
             torch.as_tensor(part.action_BL),
             torch.as_tensor(data.surface_of[part.position_BL]),
             timestamp_BL,
@@ -460,6 +464,7 @@ class _Part:
     Attributes:
         lo, hi, since: int64[B]; ranking learns from the exposures that begin in [since, hi).
         position_BL, real_BL, action_BL: see `Learner._step`.
+        hidden_BL: bool, events whose items the model is not told; None = it is told all.
         aims: `asked` counts the real positions of these windows.
         dropped_CM: bool[4, M], conditions left out: all, outcome, surface, offset.
         predictions, exposed: of the whole batch; the loss is a mean over them.
@@ -471,6 +476,7 @@ class _Part:
     position_BL: Indices
     real_BL: NDArray[np.bool_]
     action_BL: Indices
+    hidden_BL: NDArray[np.bool_] | None
     aims: Targets
     dropped_CM: NDArray[np.bool_]
     predictions: int

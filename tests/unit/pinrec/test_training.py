@@ -196,3 +196,37 @@ def test_queries_feeds_and_items_outside_the_catalogue_are_trained_on():
         result = Learner(CONFIG, VOCABULARY, TRAINING, mode).fit(events, catalogue(), 4)
         assert result.steps == 4
         assert np.isfinite(result.loss)
+
+
+@pytest.mark.parametrize(("softmax", "later"), [("sampled", 1), ("exact", 0)])
+def test_of_items_that_are_hidden_nothing_is_learnt_but_as_targets(softmax, later):
+    def moved(mask):
+        training = TRAINING.model_copy(
+            update={"item_mask": mask, "weight_decay": 0.0, "softmax": softmax, "later_targets": later}
+        )
+        learner = Learner(CONFIG, VOCABULARY, training, "multi_token")
+        before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
+        learner.fit(topical_log(), catalogue(), 3)
+        now = dict(learner.model.named_parameters())
+        return {name for name, was in before.items() if not torch.equal(was, now[name])}
+
+    assert "item_in.weight" in moved(0.5)
+    hidden = moved(1 - 1e-9)
+    assert "item_in.weight" not in hidden
+    assert {"tower.ids.weight.weight", "item_in.bias", "action.weight"} <= hidden
+
+
+def test_inner_dropout_is_for_training_alone():
+    config = CONFIG.model_copy(update={"inner_dropout": 0.5})
+    model = Learner(config, VOCABULARY, TRAINING, "multi_token").model
+    plain = Learner(CONFIG, VOCABULARY, TRAINING, "multi_token").model
+    hashes, bags = torch.arange(5), torch.ones(5, 2, dtype=torch.int64)
+    content = torch.zeros(5, 0), torch.zeros(5, dtype=torch.bool)
+    h, any_ = torch.randn(5, 32), torch.full((5, 3), -1)
+
+    def made(of):
+        return torch.cat((of.item_vectors(hashes, bags, *content), of.head(h, any_, any_, any_.float()).flatten(0, 1)))
+
+    assert not torch.equal(made(model.train()), made(model))
+    assert torch.equal(made(model.eval()), made(plain.eval()))
+    assert torch.equal(made(plain.train()), made(plain.eval()))
