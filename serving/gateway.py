@@ -91,7 +91,8 @@ async def _patiently(answering: Awaitable[Answer | Problem]) -> Answer:
     except TimeoutError:
         raise Problem(503, f"no answer within {_PATIENCE_S:g} s; /v1/status says more", retry_after_s=1) from None
     if isinstance(answer, Problem):
-        raise answer
+        # Some are one object for all: with each raise it would hold on to one more request.
+        raise answer.with_traceback(None)
     return answer
 
 

@@ -10,7 +10,10 @@ class LimitBody:
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self._app, self._most = app, most
-        self._too_large = Problem(413, f"at most {most} bytes are taken; send several smaller requests", "body")
+
+    def _too_large(self) -> Problem:
+        # A new one each time: what is raised again and again holds on to all that was in hand each time.
+        return Problem(413, f"at most {self._most} bytes are taken; send several smaller requests", "body")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, counting its body."""
@@ -19,7 +22,7 @@ class LimitBody:
             return
         for name, value in scope["headers"]:
             if name == b"content-length" and value.isdigit() and int(value) > self._most:
-                await self._too_large.response()(scope, receive, send)
+                await self._too_large().response()(scope, receive, send)
                 return
         seen = 0
         refused = False
@@ -29,7 +32,7 @@ class LimitBody:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self._most:
-                raise self._too_large
+                raise self._too_large()
             return message
 
         async def answered(message: Message) -> None:
@@ -39,6 +42,6 @@ class LimitBody:
                 await send(message)
             elif not refused:
                 refused = True
-                await self._too_large.response()(scope, receive, send)
+                await self._too_large().response()(scope, receive, send)
 
         await self._app(scope, counted, answered)

@@ -71,12 +71,11 @@ def of_bad_event(error: BadEventError, at: str = "") -> Problem:
 
 
 def of_invalid(fault: Mapping[str, Any]) -> Problem:
-    """The problem that one of pydantic's errors about a request is, or one of FastAPI's, which say where it was."""
-    place = [str(part) for part in fault["loc"] if part not in ("body", "query", "path")]
+    """The problem that one of pydantic's errors about a request is."""
     if fault["type"] == "json_invalid":
         return Problem(400, f"the body is not JSON: {fault.get('ctx', {}).get('error', '')}", "body")
     reason = fault["msg"].removeprefix("Value error, ")
-    field = ".".join(place)
+    field = ".".join(map(str, fault["loc"]))
     if not field and ": " in reason:
         field, reason = reason.split(": ", 1)
     return Problem(422, reason, field or "body")
@@ -91,7 +90,9 @@ def install(api: FastAPI) -> None:
 
     @api.exception_handler(RequestValidationError)
     async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return of_invalid(error.errors()[0]).response()
+        fault = error.errors()[0]
+        where, *place = fault["loc"]  # FastAPI says first whether it was body, query or path
+        return of_invalid({**fault, "loc": place if where in ("body", "query", "path") else fault["loc"]}).response()
 
     @api.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:

@@ -10,11 +10,12 @@ from serving.problems import Problem, of_invalid
 
 
 class Straight:
-    """ASGI middleware: a POST to one path is answered by a function; all else, and what describes it, is the app's.
+    """ASGI middleware: JSON that is posted to one path is answered by a function; all else is the app's.
 
-    Routing, dependencies and a body that becomes Python objects before it is checked cost a Gateway a fifth of a
-    query. A path that comes this way has a route of the app as well, which takes the same body and gives the same
-    answer.
+    Routing, dependencies and a body that becomes Python objects before it is checked took a quarter of what a Gateway
+    holds its interpreter for. A path that comes this way has a route of the app as well, which describes it and takes
+    what is posted as another type. Both give the same answers, except to a body that is no JSON in UTF-8, whose fault
+    is put in other words.
 
     Args:
         app: what answers everything else.
@@ -30,17 +31,14 @@ class Straight:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or pass the request on."""
-        if scope["type"] != "http" or scope["path"] != self._path or scope["method"] != "POST":
+        if not self._ours(scope):
             await self._app(scope, receive, send)
             return
         try:
             content = await _content(receive)
             if content is None:
                 return
-            answer = await self._answer(self._body.model_validate_json(content))
-        except ValidationError as error:
-            await of_invalid(error.errors(include_url=False)[0]).response()(scope, receive, send)
-            return
+            answer = await self._answer(self._checked(content))
         except Problem as problem:
             await problem.response()(scope, receive, send)
             return
@@ -48,14 +46,27 @@ class Straight:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
 
+    def _ours(self, scope: Scope) -> bool:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return False
+        # Another type would let any page in a browser post here unasked; the app refuses it.
+        here = scope["path"] == scope.get("root_path", "").rstrip("/") + self._path
+        return here and (b"content-type", b"application/json") in scope["headers"]
+
+    def _checked(self, content: bytes) -> BaseModel:
+        try:
+            return self._body.model_validate_json(content)
+        except ValidationError as error:
+            raise of_invalid(error.errors(include_url=False)[0]) from None
+
 
 async def _content(receive: Receive) -> bytes | None:
     """All of a request's body; None where its caller has gone."""
-    content: bytes = b""
+    pieces: list[bytes] = []
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
-        content += message.get("body", b"")
+        pieces.append(message.get("body", b""))
         if not message.get("more_body", False):
-            return content
+            return b"".join(pieces)

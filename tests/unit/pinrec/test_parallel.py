@@ -44,7 +44,9 @@ def _fitted(batch_users, ranking, softmax, group=None):
     """The losses of two rounds, the second of which replays, and the state after them."""
     torch.set_num_threads(1)
     config = _config(ranking)
-    training = TrainingConfig(batch_users=batch_users, window=16, uniform_negatives=16, softmax=softmax)
+    training = TrainingConfig(
+        batch_users=batch_users, window=16, uniform_negatives=16, softmax=softmax, item_mask=0.2 if ranking else 0.0
+    )
     learner, losses = Learner(config, VOCABULARY, training, "multi_token"), []
     items, events = Catalogue.of([Item(f"i{i}") for i in range(ITEMS)], config), _events()
     for known, since_row in ((events.before(700), 0), (events, 700)):

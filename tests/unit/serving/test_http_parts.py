@@ -1,12 +1,15 @@
 import asyncio
+import gc
 import json
 import logging
 import re
+import types
+from typing import Annotated
 
 import httpx
 import pytest
 from fastapi import FastAPI, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from serving import problems
 from serving.api import Status
@@ -22,6 +25,7 @@ MOST = 1_000
 
 class Named(BaseModel):
     name: str
+    query: Annotated[str, Field(max_length=5)] = ""
 
 
 async def straight(named):
@@ -101,6 +105,7 @@ def test_every_error_is_a_problem_detail():
             for each in (
                 (call("POST", path, json={"name": 3}), 422, "name"),
                 (call("POST", path, json={}), 422, "name"),
+                (call("POST", path, json={"name": "a", "query": "too long"}), 422, "query"),
                 (call("POST", path, content=b"{", headers={"Content-Type": "application/json"}), 400, "body"),
                 (call("GET", path), 405, None),
             )
@@ -121,12 +126,77 @@ def test_a_problem_carries_when_to_come_back():
     assert call("POST", "/straight", json={"name": "busy"}).headers["Retry-After"] == "7"
 
 
-def test_what_goes_straight_to_its_function_is_answered_as_the_route_that_describes_it():
-    straight, parsed = (call("POST", path, json={"name": "\u00e9"}) for path in ("/straight", "/parsed"))
-    assert (straight.status_code, straight.json()) == (parsed.status_code, parsed.json()) == (200, "\u00e9")
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"name": "\\u00e9"}', '{"name": "\u00e9"}'.encode(), b'{"name": "a", "name": "b"}', b'{"name": NaN}', b"[]",
+        b"null", b'"a"', b'{"name": 5}', b'{"name": {}}', b"{}", b'{"name": "a", "query": "too long"}', b"{not json",
+        b'{"name": "\xff"}', b'{"name": ' + b"[" * 100_000,
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_goes_straight_to_its_function_is_answered_as_by_the_route_that_describes_it(body):
+    as_json = {"Content-Type": "application/json"}
+    straight, parsed = (call("POST", path, content=body, headers=as_json) for path in ("/straight", "/parsed"))
+    assert straight.status_code == parsed.status_code
     assert straight.headers["Content-Type"] == parsed.headers["Content-Type"]
-    in_pieces = call("POST", "/straight", content=pieces_of(b'{"name": "a"}'))
+    if straight.status_code == 400:
+        assert straight.json()["field"] == "body"
+    elif body.startswith(b"{"):
+        assert straight.json() == parsed.json()
+    else:
+        assert straight.json()["field"] == parsed.json()["field"] == "body"
+
+
+def test_all_of_a_body_is_read_before_it_goes_straight():
+    as_json = {"Content-Type": "application/json"}
+    in_pieces = call("POST", "/straight", content=pieces_of(b'{"name": "a"}'), headers=as_json)
     assert (in_pieces.status_code, in_pieces.json()) == (200, "a")
+
+
+def test_what_a_page_may_post_to_another_site_unasked_does_not_go_straight():
+    for kind in ("text/plain", "application/x-www-form-urlencoded", None):
+        headers = {"Content-Type": kind} if kind else {}
+        assert call("POST", "/straight", content=b'{"name": "a"}', headers=headers).status_code == 422
+    charset = {"Content-Type": "application/json; charset=utf-8"}
+    assert call("POST", "/straight", content=b'{"name": "a"}', headers=charset).json() == "a"
+
+
+def test_an_application_below_a_prefix_goes_straight_as_well():
+    reached = []
+
+    async def answer(named):
+        reached.append(named.name)
+        return b"1"
+
+    async def once():
+        below = httpx.ASGITransport(Straight(None, "/straight", Named, answer), root_path="/shop")
+        async with httpx.AsyncClient(transport=below, base_url="http://test") as client:
+            await client.post("/shop/straight", json={"name": "a"})
+
+    asyncio.run(once())
+    assert reached == ["a"]
+
+
+@pytest.mark.parametrize("path", ["/raw", "/parsed", "/straight"])
+def test_refused_bodies_are_not_kept(path):
+    api = application()
+
+    async def refused(times):
+        transport = httpx.ASGITransport(api, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            for _ in range(times):
+                answer = await client.post(
+                    path, content=chunks(MOST + 100), headers={"Content-Type": "application/json"}
+                )
+                assert answer.status_code == 413
+
+    asyncio.run(refused(1))
+    gc.collect()
+    before = sum(type(each) is types.TracebackType for each in gc.get_objects())
+    asyncio.run(refused(10))
+    gc.collect()
+    assert sum(type(each) is types.TracebackType for each in gc.get_objects()) <= before + 5
 
 
 def test_a_caller_who_goes_away_while_he_asks_is_not_answered():
@@ -140,7 +210,8 @@ def test_a_caller_who_goes_away_while_he_asks_is_not_answered():
         async def send(message):
             sent.append(message)
 
-        scope = {"type": "http", "path": "/straight", "method": "POST", "headers": []}
+        as_json = (b"content-type", b"application/json")
+        scope = {"type": "http", "path": "/straight", "method": "POST", "headers": [as_json]}
         await Straight(None, "/straight", Named, straight)(scope, receive, send)
 
     asyncio.run(once())
