@@ -85,7 +85,8 @@ def measure(application: Application, quick: bool, progress: Progress) -> Result
             f"{town.items:,} items). {seconds:g} s a round after {_WARM_UP_S:g} s of warm-up, rounds in turn with the "
             "baseline: a second application in the same cluster with one replica, an ordinary one of FastAPI, which "
             "answers the same requests with a constant of an answer's size (ours goes past FastAPI). "
-            "The application is deploy/local.yaml, one replica of each. The load is one process over raw sockets; its share of one core is given beside the figures."
+            "The application is deploy/local.yaml, one replica of each. The load is "
+            "one process over raw sockets; its share of one core is given beside the figures."
         ),
         seconds=round(time.monotonic() - began, 1),
         quick=quick,
