@@ -87,8 +87,8 @@ def measure(work: Path, quick: bool, progress: Progress) -> Result:
             f"One thread. A store of so many users with {_EVENTS} events each; then {_CALLS} transactions of {_POLL:,} "
             f"events of random users, flushed as in service, and reads of {_READ} random users. A bundle of so many "
             f"made-up items and random weights: built, written and loaded; then {_BATCH} users with {_HISTORY} events, "
-            f"whose keys and values are kept, are answered {_CALLS} times. Random vectors are the worst case of an index, "
-            "as nothing lies close together; P8 has clusters. Medians. 'Growth' is the exponent from "
+            f"whose keys and values are kept, are answered {_CALLS} times. Random vectors are the worst case of an "
+            "index, as nothing lies close together; P8 has clusters. Medians. 'Growth' is the exponent from "
             f"{sizes[0]:,} to {sizes[-1]:,}: 1 is in proportion, 0 is not at all."
         ),
         seconds=round(time.monotonic() - began, 1),
