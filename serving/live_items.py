@@ -213,9 +213,13 @@ class LiveItems:
         with self._change:
             news = [record for record in records if self._is_news(record)]
             self._held |= {record.item_id: record for record in news}
-            for bundle, delta in list(self._deltas.items()):
-                changes = _after(bundle.manifest.items_positions, news)
-                self._deltas[bundle] = delta.updated(bundle, changes, self._most)
+            # All at once: a version that goes live between two of them must not bring back what the other has not.
+            self._deltas = WeakKeyDictionary(
+                {
+                    bundle: delta.updated(bundle, _after(bundle.manifest.items_positions, news), self._most)
+                    for bundle, delta in list(self._deltas.items())
+                }
+            )
             self._updates += len(news)
 
     def _is_news(self, record: ItemRecord) -> bool:

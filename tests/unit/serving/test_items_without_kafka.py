@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 import serving.live_items
+from pinrec.delta import Delta
 from pinrec.items import Item
 from serving.live_items import LiveItems
 from streaming.config import KafkaSettings
@@ -81,3 +82,21 @@ def test_a_rollback_while_kafka_is_away_brings_back_no_deleted_item(items):
     delta = items.prepare(back)
     assert delta.deleted == 1
     assert delta.gone[back.catalogue.row("item-7")]
+
+
+def test_a_deletion_holds_for_all_versions_at_once(monkeypatch):
+    """One may go live while their deltas are made: who has met the deletion must not meet the item again."""
+    bundles = [small_bundle(seed=seed) for seed in (1, 2, 3)]
+    items = LiveItems(KafkaSettings(bootstrap="127.0.0.1:1"), 10)
+    for bundle in bundles:
+        assert items.delta(bundle) is None
+    made, seen = Delta.updated, []
+
+    def updated(delta, bundle, changes, most):
+        seen.append([items.delta(each) is not None for each in bundles])
+        return made(delta, bundle, changes, most)
+
+    monkeypatch.setattr(Delta, "updated", updated)
+    items._take([ItemRecord("item-3", None, 0, 7)])
+    assert seen == [[False] * 3] * 3
+    assert [items.report(bundle).deleted for bundle in bundles] == [1, 1, 1]
