@@ -144,7 +144,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.heads, self.dropout = config.heads, config.dropout
+        self.heads, self.dropout, self.inner_dropout = config.heads, config.dropout, config.inner_dropout
         hidden = -(-8 * config.width // 3 // 16) * 16
         self.attention_norm, self.forward_norm = nn.RMSNorm(config.width), nn.RMSNorm(config.width)
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
@@ -168,7 +168,8 @@ class Block(nn.Module):
         """The rest of the block, behind the attention."""
         x = x + self._drop(self.out(attended_BHLK.transpose(1, 2).flatten(2) * gate_BLD))
         normed = self.forward_norm(x)
-        return x + self._drop(self.down(F.silu(self.gate(normed)) * self.up(normed)))
+        hidden = F.dropout(F.silu(self.gate(normed)) * self.up(normed), self.inner_dropout, self.training)
+        return x + self._drop(self.down(hidden))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
@@ -212,7 +213,8 @@ class Backbone(nn.Module):
             k, v = rounded(k, kept), rounded(v, kept)
             keys.append(k)
             values.append(v)
-            x = block.join(x, F.scaled_dot_product_attention(q, k, v, is_causal=True), gate)
+            left_out = block.inner_dropout if self.training else 0.0
+            x = block.join(x, F.scaled_dot_product_attention(q, k, v, dropout_p=left_out, is_causal=True), gate)
         return self.norm(x), keys, values
 
     def extend(self, x_BND: Tensor, cache: KVCache, kept: torch.dtype = torch.float32) -> Tensor:

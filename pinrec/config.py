@@ -100,7 +100,9 @@ class ModelConfig(Frozen):
         "float32", description="of the item vectors in a bundle; int8 is a quarter of the size"
     )
     dropout: float = Field(0.1, ge=0, lt=1, description="of tokens, and of what each part of a block adds")
-    inner_dropout: float = Field(0.0, ge=0, lt=1, description="of the hidden layers of item tower and output head")
+    inner_dropout: float = Field(
+        0.0, ge=0, lt=1, description="of hidden layers (item tower, blocks, output head) and of what attention looks at"
+    )
     ranking: bool = Field(False, description="has a ranking head, which scores candidates on the keys of retrieval")
     offsets_s: tuple[float, ...] = Field(
         (0.0, 30.0, 60.0, 180.0), min_length=1, description="time offsets generated in one step, in seconds"

@@ -224,10 +224,21 @@ def test_inner_dropout_is_for_training_alone():
     content = torch.zeros(5, 0), torch.zeros(5, dtype=torch.bool)
     h, any_ = torch.randn(5, 32), torch.full((5, 3), -1)
 
-    def made(of):
-        return of.item_vectors(hashes, bags, *content), of.head(h, any_, any_, any_.float())
+    def lacking(of, name):
+        """What the backbone makes without one of a block's parts."""
+        part = getattr(of.backbone.blocks[0], name)
+        kept = part.weight.detach().clone()
+        with torch.no_grad():
+            part.weight.zero_()
+            made = of(h[None])
+            part.weight.copy_(kept)
+        return made
 
-    for part in range(2):
+    def made(of):
+        attention, feed_forward = lacking(of, "down"), lacking(of, "out")
+        return of.item_vectors(hashes, bags, *content), of.head(h, any_, any_, any_.float()), attention, feed_forward
+
+    for part in range(4):
         assert not torch.equal(made(model.train())[part], made(model)[part])
         assert torch.equal(made(model.eval())[part], made(plain.eval())[part])
         assert torch.equal(made(plain.train())[part], made(plain.eval())[part])
