@@ -91,8 +91,7 @@ def install(api: FastAPI) -> None:
     @api.exception_handler(RequestValidationError)
     async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         fault = error.errors()[0]
-        where, *place = fault["loc"]  # FastAPI says first whether it was body, query or path
-        return of_invalid({**fault, "loc": place if where in ("body", "query", "path") else fault["loc"]}).response()
+        return of_invalid({**fault, "loc": fault["loc"][1:]}).response()  # body, query, path or header comes first
 
     @api.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
