@@ -89,6 +89,11 @@ class ModelConfig(Frozen):
     tower: Literal["mlp", "residual"] = Field(
         "mlp", description="residual: an item's vector is its ID embedding and what an MLP adds to it"
     )
+    bag_gain: float = Field(
+        0.0,
+        ge=0,
+        description="residual: what the mean of the bag is multiplied by to be added as the ID is; 0 = not",
+    )
     least_temperature: float = Field(
         0.01,
         gt=0,
@@ -117,6 +122,8 @@ class ModelConfig(Frozen):
             raise ValueError("id_width: must be a multiple of hash_tables")
         if self.stride >= self.history:
             raise ValueError("stride: must be smaller than history")
+        if self.bag_gain and self.tower != "residual":
+            raise ValueError("bag_gain: is of the residual tower; set tower: residual, or leave it at 0")
         return self
 
 
@@ -132,6 +139,9 @@ class TrainingConfig(Frozen):
         10.0, gt=0, description="learning rate of embedding tables, whose rows are seldom met, of all else's"
     )
     weight_decay: float = Field(0.01, ge=0)
+    id_decay: float = Field(
+        0.0, ge=0, description="weight decay of the ID tables: an item is what its features say until events say more"
+    )
     softmax: Literal["sampled", "exact"] = Field(
         "sampled", description="exact: over the whole catalogue; affordable up to some ten thousand items"
     )

@@ -1,6 +1,6 @@
 """Items and queries as vectors: content, hashed features and a multi-hash ID embedding, through one MLP.
 
-Shapes: N items, K features of a bag, C content numbers, D width.
+Shapes: N items, K features of a bag, W width of a feature's row, C content numbers, D width.
 """
 
 from typing import Final
@@ -64,7 +64,8 @@ class ItemTower(nn.Module):
 
     A residual tower adds the MLP to a linear map of the ID embedding, and begins with that alone: items then lie apart
     from the first step on, where an MLP's biases put all of them close together. Tokens begin as the items' own vectors
-    with it (`PinRecModel`).
+    with it (`PinRecModel`). With `bag_gain` the bag has such a map too, so that items with features in common are alike
+    from the first step on: through the MLP alone this is learned last, where items have few events.
 
     Args:
         config: sizes.
@@ -84,18 +85,28 @@ class ItemTower(nn.Module):
         self.dropout = config.inner_dropout
         self.mlp = nn.Sequential(nn.Linear(inputs, 2 * config.width), nn.GELU(), last)
         self.skip: nn.Linear | None = None
+        self.bag_skip: nn.Linear | None = None
         if config.tower == "residual":
             self.skip = nn.Linear(config.id_width, config.width, bias=False)
             nn.init.orthogonal_(self.skip.weight)
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
+            if config.bag_gain:
+                self.bag_gain = config.bag_gain
+                self.bag_skip = nn.Linear(config.bag_width, config.width, bias=False)
+                nn.init.orthogonal_(self.bag_skip.weight)
 
     def forward(self, hash_N: Tensor | None, bag_NK: Tensor, content_NC: Tensor, has_content_N: Tensor) -> Tensor:
         """L2-normalised vectors, float32[N, D]; `hash_N` is None for queries."""
         n = len(bag_NK)
         id_NI = self.query.expand(n, -1) if hash_N is None else self.ids(hash_N)
         content_NC = F.normalize(content_NC, dim=-1) * has_content_N[:, None]
-        features = torch.cat((content_NC, self.bag(bag_NK), id_NI), 1)
+        bag_NW = self.bag(bag_NK)
+        features = torch.cat((content_NC, bag_NW, id_NI), 1)
         first, activation, last = self.mlp
         made = last(F.dropout(activation(first(features)), self.dropout, self.training))
-        return F.normalize(made if self.skip is None else made + self.skip(id_NI), dim=-1)
+        if self.skip is not None:
+            made = made + self.skip(id_NI)
+        if self.bag_skip is not None:
+            made = made + self.bag_gain * self.bag_skip(bag_NW)
+        return F.normalize(made, dim=-1)

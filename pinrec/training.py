@@ -72,15 +72,17 @@ class Learner:
         self.step, self.fits = 0, 0
         named = list(self.model.named_parameters())
         self.average = {name: p.detach().clone() for name, p in named} if training.averaging else {}
-        # Decay pulls tables' rarely seen rows, norms and biases nowhere useful.
+        # Decay pulls tables' rarely seen rows, norms and biases nowhere useful; but IDs towards what the features say.
         decayed = [p for name, p in named if p.ndim == 2 and not _is_table(name)]
         others = [p for name, p in named if p.ndim != 2 and not _is_table(name)]
-        tables = [p for name, p in named if _is_table(name)]
+        tables = [p for name, p in named if _is_table(name) and not _is_of_ids(name)]
+        ids = [p for name, p in named if _is_of_ids(name)]
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": decayed, "weight_decay": training.weight_decay, "scale": 1.0},
                 {"params": others, "weight_decay": 0.0, "scale": 1.0},
                 {"params": tables, "weight_decay": 0.0, "scale": training.table_rate},
+                {"params": ids, "weight_decay": training.id_decay, "scale": training.table_rate},
             ],
             lr=training.learning_rate,
             betas=(0.9, 0.98),
@@ -509,3 +511,7 @@ def _rate(done: int, steps: int) -> float:
 
 def _is_table(name: str) -> bool:
     return name.startswith(("tower.ids.", "tower.bag.", "action.", "surface.", "output.outcome.", "output.surface."))
+
+
+def _is_of_ids(name: str) -> bool:
+    return name.startswith("tower.ids.")

@@ -149,6 +149,27 @@ def test_with_a_residual_tower_the_first_prediction_is_the_last_item():
     assert (e_BED[:, 0] @ table.T).argmax(1).tolist() == list(range(6))
 
 
+def test_with_a_bag_gain_items_that_share_features_are_alike_from_the_first_step_on():
+    items = [Item(f"i{n}", categories=(f"of {n % 5}", f"also of {n % 5}")) for n in range(50)]
+    groups = np.arange(50) % 5
+    same = (groups[:, None] == groups) & ~np.eye(50, dtype=bool)
+    nearer = {}
+    for gain in (0.0, 8.0):
+        torch.manual_seed(0)
+        config = CONFIG.model_copy(update={"tower": "residual", "bag_gain": gain})
+        table = PinRecModel(config, Vocabulary()).item_table(Catalogue.of(items, config))
+        np.testing.assert_allclose(np.linalg.norm(table, axis=1), 1, rtol=1e-5)
+        alike = table @ table.T
+        nearer[gain] = float(alike[same].mean() - alike[groups[:, None] != groups].mean())
+    assert nearer[8.0] > 0.5
+    assert abs(nearer[0.0]) < 0.1
+
+
+def test_a_bag_gain_without_a_residual_tower_is_an_error():
+    with pytest.raises(ValueError, match="bag_gain: is of the residual tower; set tower: residual"):
+        ModelConfig(bag_gain=4)
+
+
 def test_the_temperature_falls_no_lower_than_it_may():
     model = PinRecModel(CONFIG.model_copy(update={"least_temperature": 0.1}), Vocabulary())
     assert math.isclose(model.temperature.item(), 0.1, rel_tol=1e-5)

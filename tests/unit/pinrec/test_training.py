@@ -120,6 +120,20 @@ def test_tables_learn_at_a_rate_of_their_own():
     assert fast_matrix < 2 * slow_matrix
 
 
+def test_with_id_decay_items_without_events_are_what_their_features_say():
+    new = Catalogue.of([Item("new", categories=("t1",)), Item("as new", categories=("t1",))], CONFIG)
+
+    def alike(decay):
+        config = CONFIG.model_copy(update={"tower": "residual", "bag_width": 32, "bag_gain": 1.0})
+        learner = Learner(config, VOCABULARY, TRAINING.model_copy(update={"id_decay": decay}), "outcome")
+        learner.fit(topical_log().before(900), catalogue(), 40)
+        one, other = learner.model.item_table(new)
+        return float(one @ other)
+
+    assert alike(0.0) < 0.8
+    assert alike(10.0) > 0.99
+
+
 def test_state_of_another_size_is_refused_with_the_remedy():
     state = Learner(CONFIG, VOCABULARY, TRAINING, "outcome").state()
     other = Learner(CONFIG.model_copy(update={"layers": 2}), VOCABULARY, TRAINING, "outcome")
