@@ -5,7 +5,7 @@ from statistics import mean
 from typing import Final
 
 from benchmarks.quality.plan import plan
-from benchmarks.quality.public import FLOOR, GOAL, REPRODUCED, REPRODUCED_WITHIN, WHY_NOT, Figure
+from benchmarks.quality.public import FLOOR, GOAL, READS, REPRODUCED, REPRODUCED_WITHIN, WHY_NOT, Figure
 from benchmarks.quality.record import Run
 from benchmarks.quality.words import DATA, NOT_RUN, name_of, of_model, percent, share, table
 
@@ -22,7 +22,8 @@ def leave_one_out_section(runs: Sequence[Run], dataset: str) -> list[str]:
         ["*goal*", share(hr), share(ndcg), "", "", ""],
     ]
     head = ["Model", "HR@10", "NDCG@10", "Seeds", "NDCG@10 on validation", "Hours a run"]
-    return [f"### {DATA[dataset]}\n", *table(head, rows), _verdict(of_model(runs, "pinrec"), dataset), ""]
+    told = [f"{READS[dataset]}\n"] if dataset in READS else []
+    return [f"### {DATA[dataset]}\n", *table(head, rows), _verdict(of_model(runs, "pinrec"), dataset), "", *told]
 
 
 def reproduced(runs: Sequence[Run]) -> list[str]:
