@@ -176,9 +176,13 @@ class TrainingConfig(Frozen):
     seed: int = 0
 
     @model_validator(mode="after")
-    def _some_negatives(self) -> Self:
+    def _can_learn(self) -> Self:
         if not self.uniform_negatives and not self.in_batch_negatives:
             raise ValueError("uniform_negatives: must be at least 1 where in_batch_negatives is off")
+        if self.id_decay * self.learning_rate * self.table_rate >= 1:
+            raise ValueError(
+                "id_decay: times learning_rate and table_rate it must stay below 1, the share a step takes"
+            )
         return self
 
 

@@ -134,6 +134,12 @@ def test_with_id_decay_items_without_events_are_what_their_features_say():
     assert alike(10.0) > 0.99
 
 
+def test_an_id_decay_that_takes_more_than_there_is_is_an_error():
+    TrainingConfig(learning_rate=0.01, table_rate=10.0, id_decay=9.0)
+    with pytest.raises(ValueError, match="id_decay: times learning_rate and table_rate it must stay below 1"):
+        TrainingConfig(learning_rate=0.01, table_rate=10.0, id_decay=10.0)
+
+
 def test_state_of_another_size_is_refused_with_the_remedy():
     state = Learner(CONFIG, VOCABULARY, TRAINING, "outcome").state()
     other = Learner(CONFIG.model_copy(update={"layers": 2}), VOCABULARY, TRAINING, "outcome")
