@@ -1,12 +1,14 @@
 """PinRec as a model under comparison: the learner that serving's trainer uses, the generation that serving uses."""
 
 import copy
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from pinrec.bundle import Bundle
@@ -36,6 +38,7 @@ class PinRecRecipe:
         at_last_surface: ask for the surface of the history's last event; else for any.
         session_gap_s: a log without feed views gets them, split by longer pauses (intra-feed relaxation); 0 = none.
         without: what the model is not told, for ablations: items' content, or times beyond the order of events.
+        beginnings: of the items' codes that whoever reads the log makes categories of: lengths by column.
     """
 
     model: ModelConfig
@@ -45,6 +48,7 @@ class PinRecRecipe:
     at_last_surface: bool = False
     session_gap_s: float = 0.0
     without: tuple[Literal["content", "time"], ...] = ()
+    beginnings: Mapping[str, tuple[Annotated[int, Field(ge=1)], ...]] = field(default_factory=dict)
 
     def told(self, split: Split) -> Split:
         """The split as this recipe's model sees it; rows and cases stay the same."""
@@ -116,16 +120,19 @@ class PinRec:
         return packed_rows(self._split.log)
 
     def requests(self, cases: Cases, k: int) -> list[GenerationRequest]:
-        """What serving would be asked: the history of each case, at the time of its last event."""
+        """What serving would be asked: each history, at the time of its last event, for items that exist by then."""
         log, requests = self._split.log, []
         for lo, hi in zip(cases.lo.tolist(), cases.hi.tolist(), strict=True):
             asked = log.events.query[lo:hi]
             texts = [log.events.queries[q] if q >= 0 else "" for q in asked] if (asked >= 0).any() else None
+            now = float(log.events.timestamp[hi - 1])
+            to_come = np.flatnonzero(log.catalogue.created_at > now).tolist()
             requests.append(
                 GenerationRequest(
                     history=History.of_rows(self._rows[lo:hi], texts),
                     k=k,
-                    now=float(log.events.timestamp[hi - 1]),
+                    now=now,
+                    exclude=frozenset(log.catalogue.item_ids[row] for row in to_come),
                     surface=int(log.events.surface[hi - 1]) if self._recipe.at_last_surface else None,
                 )
             )

@@ -21,7 +21,7 @@ def sampled_softmax(
     admissible_MA: Tensor,
     pool_PD: Tensor,
     log_weight_P: Tensor,
-    hit_MP: Tensor,
+    left_out_MP: Tensor,
     temperature: Tensor,
 ) -> Tensor:
     """Loss of each prediction, float32[M]: the minimum over its admissible positives.
@@ -36,38 +36,38 @@ def sampled_softmax(
         e_MD: predicted embeddings, L2-normalised.
         positive_MAD, admissible_MA: vectors of the positives, and which of them are real (at least one each).
         pool_PD, log_weight_P: vectors of distinct pool items and log w.
-        hit_MP: pool items that are positives of the prediction: false negatives, left out.
+        left_out_MP: pool items that are no negatives of the prediction: its own positives, and what did not exist yet.
         temperature: scalar.
     """
     score_MA = torch.einsum("md,mad->ma", e_MD, positive_MAD) / temperature
     best_M = score_MA.masked_fill(~admissible_MA, -torch.inf).amax(1)
-    others_M: Tensor = _LogSumExp.apply(e_MD / temperature, pool_PD, log_weight_P, hit_MP)  # type: ignore[no-untyped-call]
+    others_M: Tensor = _LogSumExp.apply(e_MD / temperature, pool_PD, log_weight_P, left_out_MP)  # type: ignore[no-untyped-call]
     return F.softplus(others_M - best_M)
 
 
 class _LogSumExp(torch.autograd.Function):
-    """log of the sum over the pool of exp(<e, x_p> + log w_p), hits left out, float32[M].
+    """log of the sum over the pool of exp(<e, x_p> + log w_p), without what is left out, float32[M].
 
     The M x P scores are never all in memory, and none is kept: the backward pass makes those of a block again, while
     they are in the processor's cache. To make them twice costs less than to write and read them once.
     """
 
     @staticmethod
-    def forward(ctx: Any, e_MD: Tensor, pool_PD: Tensor, log_weight_P: Tensor, hit_MP: Tensor) -> Tensor:
+    def forward(ctx: Any, e_MD: Tensor, pool_PD: Tensor, log_weight_P: Tensor, left_out_MP: Tensor) -> Tensor:
         sum_M = e_MD.new_empty(len(e_MD))
         for rows in _blocks(e_MD):
-            score = _scores(e_MD[rows], pool_PD, log_weight_P, hit_MP[rows])
+            score = _scores(e_MD[rows], pool_PD, log_weight_P, left_out_MP[rows])
             largest = score.amax(1, keepdim=True)
             sum_M[rows] = score.sub_(largest).exp_().sum(1).log_().add_(largest[:, 0])
-        ctx.save_for_backward(e_MD, pool_PD, log_weight_P, hit_MP, sum_M)
+        ctx.save_for_backward(e_MD, pool_PD, log_weight_P, left_out_MP, sum_M)
         return sum_M
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        e_MD, pool_PD, log_weight_P, hit_MP, sum_M = ctx.saved_tensors
+        e_MD, pool_PD, log_weight_P, left_out_MP, sum_M = ctx.saved_tensors
         by_e, by_pool = torch.empty_like(e_MD), torch.zeros_like(pool_PD)
         for rows in _blocks(e_MD):
-            share = _scores(e_MD[rows], pool_PD, log_weight_P, hit_MP[rows]).sub_(sum_M[rows, None]).exp_()
+            share = _scores(e_MD[rows], pool_PD, log_weight_P, left_out_MP[rows]).sub_(sum_M[rows, None]).exp_()
             share.mul_(upstream[0][rows, None])
             torch.mm(share, pool_PD, out=by_e[rows])
             by_pool.addmm_(share.T, e_MD[rows])
@@ -80,8 +80,8 @@ def _blocks(e_MD: Tensor) -> Iterator[slice]:
     return (slice(at, at + size) for at in range(0, len(e_MD), size))
 
 
-def _scores(e_BD: Tensor, pool_PD: Tensor, log_weight_P: Tensor, hit_BP: Tensor) -> Tensor:
-    return torch.addmm(log_weight_P, e_BD, pool_PD.T).masked_fill_(hit_BP, EXCLUDED)
+def _scores(e_BD: Tensor, pool_PD: Tensor, log_weight_P: Tensor, left_out_BP: Tensor) -> Tensor:
+    return torch.addmm(log_weight_P, e_BD, pool_PD.T).masked_fill_(left_out_BP, EXCLUDED)
 
 
 def refused_softmax(
@@ -109,6 +109,8 @@ def exact_softmax(
     target_M: Tensor,
     scale: Tensor | float = 1.0,
     low_precision: bool = True,
+    created_N: Tensor | None = None,
+    when_M: Tensor | None = None,
 ) -> Tensor:
     """Mean cross entropy of the targets among all N items, a scalar, with scores <e, x> * scale.
 
@@ -120,9 +122,13 @@ def exact_softmax(
         target_M: int64, rows of the table.
         scale: 1 / temperature; a scalar tensor is differentiated.
         low_precision: matrix products of bfloat16, with sums in float32.
+        created_N, when_M: float64 epoch seconds; items that are newer than a prediction are left out of it, its target
+            apart. None = all items were always there.
     """
     scale = torch.as_tensor(scale, dtype=e_MD.dtype, device=e_MD.device)
-    loss: Tensor = _ExactSoftmax.apply(e_MD, table_ND, target_M, scale, low_precision)  # type: ignore[no-untyped-call]
+    loss: Tensor = _ExactSoftmax.apply(  # type: ignore[no-untyped-call]
+        e_MD, table_ND, target_M, scale, low_precision, created_N, when_M
+    )
     return loss
 
 
@@ -131,7 +137,14 @@ class _ExactSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, e_MD: Tensor, table_ND: Tensor, target_M: Tensor, scale: Tensor, low_precision: bool
+        ctx: Any,
+        e_MD: Tensor,
+        table_ND: Tensor,
+        target_M: Tensor,
+        scale: Tensor,
+        low_precision: bool,
+        created_N: Tensor | None,
+        when_M: Tensor | None,
     ) -> Tensor:
         kind = torch.bfloat16 if low_precision else e_MD.dtype
         e, table = e_MD.to(kind), table_ND.to(kind)
@@ -143,6 +156,8 @@ class _ExactSoftmax(torch.autograd.Function):
             x, y = e[rows], target_M[rows, None]
             score = (x @ table_DN).to(e_MD.dtype) * scale
             hit = score.gather(1, y)
+            if created_N is not None and when_M is not None:
+                score.masked_fill_(created_N > when_M[rows, None], EXCLUDED).scatter_(1, y, hit)
             largest = score.amax(1, keepdim=True)
             share = score.sub_(largest).exp_()
             total = share.sum(1, keepdim=True)
@@ -160,4 +175,4 @@ class _ExactSoftmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         by_e, by_table, by_scale = ctx.saved_tensors
-        return by_e * upstream[0], by_table * upstream[0], None, by_scale * upstream[0], None
+        return by_e * upstream[0], by_table * upstream[0], None, by_scale * upstream[0], None, None, None

@@ -17,6 +17,7 @@ class Subjects:
     Attributes:
         of_event: int64[n], each event's subject.
         items: how many of the subjects are items.
+        created: float64[U], epoch seconds before which nobody could meet a subject; 0 where that is not known.
     """
 
     def __init__(self, events: EventColumns, catalogue: Catalogue, config: ModelConfig) -> None:
@@ -33,6 +34,8 @@ class Subjects:
         for row, text in enumerate(events.queries, self.items):
             bags[row] = query_bag(text, config)
         self.hashes: NDArray[np.uint64] = np.concatenate((catalogue.hashes, unknown))
+        self.created: NDArray[np.float64] = np.zeros(len(bags))
+        self.created[: len(catalogue)] = catalogue.created_at
         self._hash = as_int64(self.hashes)
         self._bag = torch.as_tensor(bags)
         self._content = torch.zeros(self.items, config.content_width)

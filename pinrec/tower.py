@@ -47,11 +47,14 @@ class MultiHashEmbedding(nn.Module):
 
     def forward(self, hash_N: Tensor) -> Tensor:
         """int64[N] (the bits of the 64-bit hash) -> float32[N, width]."""
-        index_NT = torch.stack(
+        embedded: Tensor = self.weight(self.index(hash_N))
+        return embedded.flatten(1)
+
+    def index(self, hash_N: Tensor) -> Tensor:
+        """Rows of the tables, int64[N, k]."""
+        return torch.stack(
             [_shift(mix(hash_N, table), 1) % self.buckets + table * self.buckets for table in range(self.tables)], 1
         )
-        embedded: Tensor = self.weight(index_NT)
-        return embedded.flatten(1)
 
 
 def id_tables_shape(config: ModelConfig) -> tuple[int, int]:

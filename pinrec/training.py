@@ -296,7 +296,9 @@ class Learner:
                 part.dropped_CM, h_MD, windows.action[aims.target], data.surface_of[aims.target], offset_s
             )
             positive_MA, negative_MR = positive_MA.view(aims.admissible.shape), negative_MR.view(refused_MR.shape)
-            loss = self._loss(e_MD, vectors_UD, positive_MA, pool_P, pool.log_weight)
+            created_P = torch.as_tensor(data.subjects.created[pool.subject])
+            when_M = torch.as_tensor(windows.timestamp[aims.target])
+            loss = self._loss(e_MD, vectors_UD, positive_MA, pool_P, pool.log_weight, created_P, when_M)
             if weighed:
                 refusal = self._refusal_loss(e_MD, vectors_UD, positive_MA, negative_MR)
                 loss = loss + training.impression_weight * refusal
@@ -307,9 +309,20 @@ class Learner:
         return loss
 
     def _loss(
-        self, e_MD: Tensor, vectors_UD: Tensor, positive_MA: Tensor, pool_P: Tensor, log_weight_P: Tensor
+        self,
+        e_MD: Tensor,
+        vectors_UD: Tensor,
+        positive_MA: Tensor,
+        pool_P: Tensor,
+        log_weight_P: Tensor,
+        created_P: Tensor,
+        when_M: Tensor,
     ) -> Tensor:
-        """Mean loss; positives and pool are rows of the vectors, -1 where a prediction has fewer positives."""
+        """Mean loss; positives and pool are rows of the vectors, -1 where a prediction has fewer positives.
+
+        What is predicted was chosen at `when_M` among what there was: newer items of the pool are no negatives of it.
+        """
+        dated = bool((created_P > when_M.min()).any())
         admissible_MA = positive_MA >= 0
         positive_MAD = vectors_UD[positive_MA.clamp(min=0)]
         if self.training.softmax == "exact":
@@ -323,13 +336,17 @@ class Learner:
                 vectors_UD[pool_P],
                 torch.searchsorted(pool_P, positive_MA[:, 0].contiguous()),
                 1 / self.model.temperature,
+                created_N=created_P if dated else None,
+                when_M=when_M,
             )
         place_U = torch.full((len(vectors_UD) + 1,), len(pool_P))  # the last is that of -1
         place_U[pool_P] = torch.arange(len(pool_P))
-        hit_MP = torch.zeros(len(e_MD), len(pool_P) + 1, dtype=torch.bool).scatter_(1, place_U[positive_MA], True)
-        hit_MP = hit_MP[:, :-1]
+        left_out_MP = torch.zeros(len(e_MD), len(pool_P) + 1, dtype=torch.bool).scatter_(1, place_U[positive_MA], True)
+        left_out_MP = left_out_MP[:, :-1]
+        if dated:
+            left_out_MP = left_out_MP | (created_P > when_M[:, None])
         return sampled_softmax(
-            e_MD, positive_MAD, admissible_MA, vectors_UD[pool_P], log_weight_P, hit_MP, self.model.temperature
+            e_MD, positive_MAD, admissible_MA, vectors_UD[pool_P], log_weight_P, left_out_MP, self.model.temperature
         ).mean()
 
     def _refusal_loss(self, e_MD: Tensor, vectors_UD: Tensor, positive_MA: Tensor, negative_MR: Tensor) -> Tensor:

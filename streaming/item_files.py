@@ -6,7 +6,7 @@ import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +28,7 @@ def items_beside(log: Path) -> Path | None:
     return next((path for name in NAMES if (path := log.parent / name).is_file()), None)
 
 
-def read_items(path: Path) -> Iterator[ItemUpdate]:
+def read_items(path: Path, beginnings: Mapping[str, Sequence[int]] | None = None) -> Iterator[ItemUpdate]:
     """The items of a file.
 
     A CSV has the column item_id, and may have title (longer ones are cut at 512 characters), category (separated by
@@ -41,6 +41,10 @@ def read_items(path: Path) -> Iterator[ItemUpdate]:
     Of these the first columns count, 16 numbers and as many values as make 64 categories. A JSONL line holds the fields
     of ItemUpdate.
 
+    Args:
+        beginnings: columns of a CSV that hold codes, which tell something by how they begin (an ISBN its publisher, a
+            barcode its maker), and the lengths of the beginnings that are values as well.
+
     Raises:
         LogError: with file, line and column.
     """
@@ -50,7 +54,7 @@ def read_items(path: Path) -> Iterator[ItemUpdate]:
     if form_of(path) == ".jsonl":
         rows: Iterator[dict[str, Any]] = json_lines(path)
     elif form_of(path) == ".csv":
-        rows = _csv_rows(path)
+        rows = _csv_rows(path, beginnings or {})
     else:
         raise LogError(path, f"items are read from {', '.join(NAMES)}")
     try:
@@ -71,22 +75,25 @@ class _Columns:
     Args:
         numbers: names of the columns of numbers.
         shared: of every other column, the values that at least two items have.
+        beginnings: see `read_items`.
     """
 
     numbers: Sequence[str]
     shared: dict[str, frozenset[str]]
+    beginnings: Mapping[str, Sequence[int]]
 
     @classmethod
-    def of(cls, rows: Iterator[dict[str, str]], names: Sequence[str]) -> "_Columns":
+    def of(
+        cls, rows: Iterator[dict[str, str]], names: Sequence[str], beginnings: Mapping[str, Sequence[int]]
+    ) -> "_Columns":
         """From a look at the whole file."""
         others = [name for name in names if name not in _NAMED and _COLUMN.fullmatch(name)]
-        numbers = {name for name in others if not name.endswith("_id")}
+        numbers = {name for name in others if not name.endswith("_id") and name not in beginnings}
         counts = {name: Counter[str]() for name in others}
         for row in rows:
             for name in others:
                 value = (row.get(name) or "").strip()
-                if value and len(value) <= _MAX_VALUE:
-                    counts[name][value] += 1
+                counts[name].update(_told(value, beginnings.get(name, ())))
                 if value and name in numbers and _number(value) is None:
                     numbers.remove(name)
         return cls(
@@ -96,6 +103,7 @@ class _Columns:
                 for name in others
                 if name not in numbers
             },
+            beginnings,
         )
 
     def numeric(self, row: dict[str, str]) -> dict[str, float]:
@@ -103,8 +111,18 @@ class _Columns:
         return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
 
     def categories(self, row: dict[str, str]) -> list[str]:
-        values = [(name, (row.get(name) or "").strip()) for name in self.shared]
-        return [f"{name}={value}" for name, value in values if value in self.shared[name]]
+        return [
+            f"{name}={value}"
+            for name, shared in self.shared.items()
+            for value in _told((row.get(name) or "").strip(), self.beginnings.get(name, ()))
+            if value in shared
+        ]
+
+
+def _told(value: str, lengths: Sequence[int]) -> list[str]:
+    """What a cell says: its beginnings, and itself."""
+    values = [value[:length] for length in lengths if length < len(value)] + [value]
+    return [one for one in values if one and len(one) <= _MAX_VALUE]
 
 
 def _number(text: str) -> float | None:
@@ -114,14 +132,16 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _csv_rows(path: Path, beginnings: Mapping[str, Sequence[int]]) -> Iterator[dict[str, Any]]:
     opener: Any = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         names = list(reader.fieldnames or [])
         if "item_id" not in names:
             raise LogError(path, f"has no column item_id; it has {', '.join(names)}")
-        columns = _Columns.of(reader, names)
+        if missing := [name for name in beginnings if name not in names]:
+            raise LogError(path, f"beginnings: there is no column {missing[0]}; there are {', '.join(names)}")
+        columns = _Columns.of(reader, names, beginnings)
         file.seek(0)
         for row in csv.DictReader(file):
             category = row.get("category") or ""

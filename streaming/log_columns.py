@@ -1,6 +1,6 @@
 """A log and the items beside it, in the columns that training and evaluation read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -33,6 +33,7 @@ def read_log_columns(
     config: ModelConfig | None = None,
     vocabulary: Vocabulary | None = None,
     all_engage: bool = False,
+    beginnings: Mapping[str, Sequence[int]] | None = None,
 ) -> LogColumns:
     """Read a log, and the metadata of its items where an items file lies beside it.
 
@@ -42,6 +43,7 @@ def read_log_columns(
         config: sizes of the catalogue's features; the defaults where None.
         vocabulary: the declared actions and surfaces; derived from the log where None.
         all_engage: count every action as engaging, whatever the vocabulary says.
+        beginnings: of codes in the items file, see `read_items`.
 
     Raises:
         LogError: a file cannot be read; with file, line and column, and the remedy.
@@ -57,7 +59,7 @@ def read_log_columns(
     named = log.table["item_id"].filter(pa.array(~events.is_query))
     items = {item_id: Item(item_id) for item_id in sorted(pc.unique(named).to_pylist())}
     beside = items_beside(path)
-    for update in read_items(beside) if beside else ():
+    for update in read_items(beside, beginnings) if beside else ():
         if update.item_id in items:
             # Every field of an item is one of its update.
             items[update.item_id] = Item(**dict(update))

@@ -9,6 +9,7 @@ the recommended items are truly worth.
 
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,14 +28,14 @@ def measure(source: Source, seed: int) -> ColdRun:
     since = time.perf_counter()
     split = by_time(source.log)
     contender, fitted = trained(source, split, seed)
-    cases = split.test
+    cases = of_its_time(split)
     lists = np.concatenate([contender.ranked(batch, K) for batch in cases.batches(BATCH)])
     popular = np.concatenate([_popular(contender, batch) for batch in cases.batches(BATCH)])
     return ColdRun(
         dataset=source.name,
         seed=seed,
         users=len(cases),
-        groups=groups(split, lists, popular, source.reward(cases, lists) if source.reward else None),
+        groups=groups(split, cases, lists, popular, source.reward(cases, lists) if source.reward else None),
         epoch=fitted.best_epoch,
         config=plain(source.recipe),
         commit=commit(),
@@ -43,17 +44,32 @@ def measure(source: Source, seed: int) -> ColdRun:
     )
 
 
-def groups(split: Split, lists: Lists, popular: Lists, reward: NDArray[np.float64] | None) -> dict[str, Group]:
+def of_its_time(split: Split) -> Cases:
+    """The test cases, with what is to be found among the items that exist when a list is asked for."""
+    log, cases = split.log, split.test
+    asked_at = log.events.timestamp[cases.hi - 1]
+    there = [log.catalogue.created_at[wanted] <= at for wanted, at in zip(cases.targets, asked_at, strict=True)]
+    return replace(
+        cases,
+        targets=[wanted[kept] for wanted, kept in zip(cases.targets, there, strict=True)],
+        outcomes=[met[kept] for met, kept in zip(cases.outcomes, there, strict=True)],
+    )
+
+
+def groups(
+    split: Split, cases: Cases, lists: Lists, popular: Lists, reward: NDArray[np.float64] | None
+) -> dict[str, Group]:
     """The groups, by name.
 
     Args:
+        cases: those the lists are for.
         lists, popular: catalogue rows [users, K], -1 where there is no more; of PinRec, and of the most popular.
         reward: [users, K], what each place of `lists` is worth.
     """
     trained = split.log.item[split.train]
     events = np.bincount(trained[trained >= 0], minlength=len(split.log.catalogue))
     group_of = np.digitize(events, [1, FEW + 1])
-    cases, found = split.test, {}
+    found = {}
     for number, name in enumerate(GROUPS):
         mine = [targets[group_of[targets] == number] for targets in cases.targets]
         places, popular_places = (_places(made, group_of, number) for made in (lists, popular))
@@ -78,10 +94,11 @@ def _hits(targets: list[Lists], lists: Lists) -> int:
 
 
 def _popular(contender: PinRec, cases: Cases) -> Lists:
-    ranked = contender.bundle.popularity.top(None, len(contender.bundle.catalogue))
+    catalogue = contender.bundle.catalogue
+    ranked = contender.bundle.popularity.top(None, len(catalogue))
     lists = np.full((len(cases), K), -1, np.int64)
-    for row, seen in zip(lists, cases.seen, strict=True):
-        unseen = ranked[~np.isin(ranked, seen)][:K]
+    for row, seen, request in zip(lists, cases.seen, contender.requests(cases, K), strict=True):
+        unseen = ranked[~np.isin(ranked, seen) & (catalogue.created_at[ranked] <= request.now)][:K]
         row[: len(unseen)] = unseen
     return lists
 

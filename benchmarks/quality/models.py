@@ -150,18 +150,20 @@ _PINREC: Final = Entry(
         },
         "ml1m loo": {"model": {"layers": 3}, "epochs": 45},
         # Nine reviews a user, sixteen an item: an item begins as its words and categories, and reviews tell it apart as
-        # far as they go. The last item is what is predicted at first.
+        # far as they go. The last item is what is predicted at first. An ASIN begins with when it was given, and those
+        # of products that were listed together are neighbours.
         "amazon_beauty loo": {
             "model": {
                 "width": 128, "id_width": 128, "history": 50, "dropout": 0.3, "inner_dropout": 0.3, "tower": "residual",
-                "hash_buckets": 65_536, "bag_buckets": 32_768, "bag_width": 128, "bag_gain": 6.0,
+                "hash_buckets": 65_536, "bag_buckets": 32_768, "bag_size": 20, "bag_width": 128, "bag_gain": 6.0,
                 "least_temperature": 0.07,
             },
             "training": {
                 "window": 50, "batch_users": 64, "table_rate": 5.0, "id_decay": 5.0, "item_mask": 0.1,
                 "averaging": 0.99,
             },
-            "epochs": 25,
+            "beginnings": {"asin": (4, 5, 7)},
+            "epochs": 15,
         },
         "disjoint": {
             # What is to be found lies days ahead: half of KuaiRand's targets more than two.

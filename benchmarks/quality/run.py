@@ -92,7 +92,12 @@ class Prepared:
                 raise ValueError(f"data: {wanted.data} is not the log of {recorded.name}; take that run again")
             self.config = entry.config_of(recorded.config["model"])
             self.selection = Selection.model_validate(recorded.config["selection"])
-        found = read_log_columns(wanted.data, config=catalogue_config(self.config), all_engage=wanted.all_engage)
+        found = read_log_columns(
+            wanted.data,
+            config=catalogue_config(self.config),
+            all_engage=wanted.all_engage,
+            beginnings=getattr(self.config, "beginnings", None),
+        )
         log = UserLog.of(found.events, found.catalogue, found.vocabulary)
         self.split: Split = leave_one_out(log) if wanted.protocol == "loo" else disjoint(log, wanted.fold, wanted.folds)
         self.contender: Contender = entry.make(self.split, self.config, wanted.seed)

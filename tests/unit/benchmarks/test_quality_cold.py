@@ -19,7 +19,7 @@ def test_items_are_grouped_by_their_events_in_training_and_places_and_targets_co
     assert targets == [[2], [0, 2]]
     lists, popular = np.array([[2, 1, -1], [1, 0, 3]]), np.array([[1, -1, -1], [0, 1, -1]])
     reward = np.array([[0.5, 0.1, 0.0], [0.1, 0.2, 0.3]])
-    found = cold.groups(split, lists, popular, reward)
+    found = cold.groups(split, split.test, lists, popular, reward)
     never, seldom, often = (found[name] for name in cold.GROUPS)
     assert [group.items for group in (never, seldom, often)] == [2, 1, 1]
     assert [group.answers for group in (never, seldom, often)] == pytest.approx([2 / 5, 2 / 5, 1 / 5])
@@ -29,6 +29,17 @@ def test_items_are_grouped_by_their_events_in_training_and_places_and_targets_co
     ]  # fmt: skip
     assert [group.recall for group in (never, seldom, often)] == [0.5, None, 1.0]
     assert [group.reward for group in (never, seldom, often)] == pytest.approx([0.4, 0.1, 0.2])
+
+
+def test_what_came_after_a_history_is_not_to_be_found_in_it():
+    early = [("a", 0, "click", 1.0), ("a", 1, "click", 2.0), ("a", 3, "click", 9.0)]
+    log = user_log(*early, ("a", 2, "click", 20.0), ("a", 4, "click", 21.0), items=5)
+    split = by_time(log, 0.4, 0.7)
+    assert [found.tolist() for found in split.test.targets] == [[2, 4]]
+    log.catalogue.created_at[2], log.catalogue.created_at[4] = 9.0, 9.5
+    cases = cold.of_its_time(split)
+    assert [found.tolist() for found in cases.targets] == [[2]]
+    assert [len(met) for met in cases.outcomes] == [1]
 
 
 def test_a_small_town_is_measured_from_its_past_to_the_json(tmp_path, small_town, capsys):

@@ -9,6 +9,7 @@ from pinrec.config import ModelConfig, TrainingConfig, Vocabulary
 from pinrec.dataset import EventColumns
 from pinrec.evaluation import prequential
 from pinrec.items import Catalogue, Item
+from pinrec.model import as_int64
 from pinrec.training import Learner
 from tests.unit.pinrec.events import log
 
@@ -118,6 +119,28 @@ def test_tables_learn_at_a_rate_of_their_own():
     (slow_table, slow_matrix), (fast_table, fast_matrix) = moved(0.01), moved(10.0)
     assert fast_table > 100 * slow_table > 0
     assert fast_matrix < 2 * slow_matrix
+
+
+@pytest.mark.parametrize("softmax", ["sampled", "exact"])
+def test_an_item_is_no_negative_of_what_was_chosen_before_it_was_there(softmax):
+    """With no negatives but of its own time, nothing tells a newer item apart from one that nobody was asked about."""
+    training = TRAINING.model_copy(update={"softmax": softmax, "weight_decay": 0.0})
+
+    def moved(created_at):
+        learner = Learner(CONFIG, VOCABULARY, training, "outcome")
+        table = learner.model.tower.ids
+        before = table.weight.weight.detach().clone()
+        items = [Item(f"t{t}i{i}") for t in range(TOPICS) for i in range(ITEMS)]
+        new = Catalogue.of([*items, Item("new", created_at=created_at)], CONFIG)
+        learner.fit(topical_log().before(900), new, 20)
+        own = table.index(as_int64(new.hashes[-1:]))
+        others = table.index(as_int64(new.hashes[:-1]))
+        mine = own[~torch.isin(own, others)]
+        assert len(mine)
+        return float((table.weight.weight.detach() - before)[mine].abs().max())
+
+    assert moved(1e9 - 1.0) > 0
+    assert moved(2e9) == 0
 
 
 def test_with_id_decay_items_without_events_are_what_their_features_say():

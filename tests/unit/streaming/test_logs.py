@@ -199,6 +199,24 @@ def test_other_columns_of_items_are_features_by_their_names(tmp_path: Path) -> N
     ]  # fmt: skip
 
 
+def test_beginnings_of_codes_that_items_share_are_values_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text("item_id,asin,ean\n1,B0047,4001\n2,B0049,4001\n3,B0111,4002\n4,,4100\n5,B0,4101\n")
+    categories = [item.categories for item in read_items(path, {"asin": (2, 4), "ean": (2,)})]
+    assert categories == [
+        ("asin=B0", "asin=B004", "ean=40", "ean=4001"), ("asin=B0", "asin=B004", "ean=40", "ean=4001"),
+        ("asin=B0", "ean=40"), ("ean=41",), ("asin=B0", "ean=41"),
+    ]  # fmt: skip
+    assert all(
+        item.numeric == {"ean": float(ean)}
+        for item, ean in zip(read_items(path), (4001, 4001, 4002, 4100, 4101), strict=True)
+    )
+    with pytest.raises(
+        LogError, match=r"items\.csv: beginnings: there is no column isbn; there are item_id, asin, ean"
+    ):
+        list(read_items(path, {"isbn": (3,)}))
+
+
 def test_no_more_columns_are_features_than_an_item_may_have(tmp_path: Path) -> None:
     path = tmp_path / "items.csv"
     names = [*(f"n{i}" for i in range(20)), *(f"c{i}" for i in range(70))]
