@@ -85,12 +85,12 @@ class ModelConfig(Frozen):
     id_width: int = Field(64, ge=2, description="width of the ID embedding, all tables together")
     bag_buckets: int = Field(8_192, ge=2, description="rows of the table of hashed content features")
     bag_size: int = Field(16, ge=1, description="most content features of one item or query")
-    bag_width: int = Field(32, ge=1)
-    tower: Literal["mlp", "residual"] = Field(
-        "mlp", description="residual: an item's vector is its ID embedding and what an MLP adds to it"
+    bag_width: int = Field(64, ge=1)
+    tower: Literal["residual", "mlp"] = Field(
+        "residual", description="residual: an item's vector is its ID embedding and what an MLP adds to it"
     )
     bag_gain: float = Field(
-        0.0,
+        6.0,
         ge=0,
         description="residual: what the mean of the bag is multiplied by to be added as the ID is; 0 = not",
     )
@@ -123,7 +123,7 @@ class ModelConfig(Frozen):
         if self.stride >= self.history:
             raise ValueError("stride: must be smaller than history")
         if self.bag_gain and self.tower != "residual":
-            raise ValueError("bag_gain: is of the residual tower; set tower: residual, or leave it at 0")
+            raise ValueError("bag_gain: is of the residual tower; set it to 0 with tower: mlp")
         return self
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pinrec.backbone import KVCache
 from pinrec.hashing import hash_id
-from pinrec.items import query_bag
+from pinrec.items import feature_bag, query_bag
 from pinrec.model import PinRecModel, as_int64
 from pinrec.requests import GenerationRequest
 
@@ -188,7 +188,7 @@ def _from_hash(model: PinRecModel, hash_N: np.ndarray) -> np.ndarray:
     n = len(hash_N)
     return model.item_vectors(
         as_int64(hash_N),
-        torch.zeros(n, model.config.bag_size, dtype=torch.int32),
+        torch.from_numpy(feature_bag((), model.config)).expand(n, -1),
         torch.zeros(n, model.config.content_width),
         torch.zeros(n, dtype=torch.bool),
     ).numpy()

@@ -50,10 +50,17 @@ class Item:
         return author + hash_categories(self.categories) + numbers + hash_words(self.title)
 
 
+_NO_FEATURES: Final = (hash_id("no features"),)
+
+
 def feature_bag(hashes: Sequence[int], config: ModelConfig) -> NDArray[np.int32]:
-    """The first `bag_size` content features as bucket + 1, int32[bag_size]; 0 is padding."""
+    """The first `bag_size` content features as bucket + 1, int32[bag_size]; 0 is padding.
+
+    To have none is a feature as well: items of which nothing is known have that in common, as all others have theirs,
+    and what they are chosen for as a kind, their popularity to begin with, need not be learned for each.
+    """
     bag = np.zeros(config.bag_size, np.int32)
-    for i, value in enumerate(hashes[: config.bag_size]):
+    for i, value in enumerate(hashes[: config.bag_size] or _NO_FEATURES):
         bag[i] = value % config.bag_buckets + 1
     return bag
 

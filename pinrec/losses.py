@@ -109,8 +109,7 @@ def exact_softmax(
     target_M: Tensor,
     scale: Tensor | float = 1.0,
     low_precision: bool = True,
-    created_N: Tensor | None = None,
-    when_M: Tensor | None = None,
+    dates: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Mean cross entropy of the targets among all N items, a scalar, with scores <e, x> * scale.
 
@@ -122,12 +121,12 @@ def exact_softmax(
         target_M: int64, rows of the table.
         scale: 1 / temperature; a scalar tensor is differentiated.
         low_precision: matrix products of bfloat16, with sums in float32.
-        created_N, when_M: float64 epoch seconds; items that are newer than a prediction are left out of it, its target
-            apart. None = all items were always there.
+        dates: float64 epoch seconds [N], since when each item was there, and [M], when each target was chosen: newer
+            items are left out, the target apart. None = all items were always there.
     """
     scale = torch.as_tensor(scale, dtype=e_MD.dtype, device=e_MD.device)
     loss: Tensor = _ExactSoftmax.apply(  # type: ignore[no-untyped-call]
-        e_MD, table_ND, target_M, scale, low_precision, created_N, when_M
+        e_MD, table_ND, target_M, scale, low_precision, dates
     )
     return loss
 
@@ -143,8 +142,7 @@ class _ExactSoftmax(torch.autograd.Function):
         target_M: Tensor,
         scale: Tensor,
         low_precision: bool,
-        created_N: Tensor | None,
-        when_M: Tensor | None,
+        dates: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         kind = torch.bfloat16 if low_precision else e_MD.dtype
         e, table = e_MD.to(kind), table_ND.to(kind)
@@ -156,8 +154,8 @@ class _ExactSoftmax(torch.autograd.Function):
             x, y = e[rows], target_M[rows, None]
             score = (x @ table_DN).to(e_MD.dtype) * scale
             hit = score.gather(1, y)
-            if created_N is not None and when_M is not None:
-                score.masked_fill_(created_N > when_M[rows, None], EXCLUDED).scatter_(1, y, hit)
+            if dates is not None:
+                score.masked_fill_(dates[0] > dates[1][rows, None], EXCLUDED).scatter_(1, y, hit)
             largest = score.amax(1, keepdim=True)
             share = score.sub_(largest).exp_()
             total = share.sum(1, keepdim=True)
@@ -175,4 +173,4 @@ class _ExactSoftmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         by_e, by_table, by_scale = ctx.saved_tensors
-        return by_e * upstream[0], by_table * upstream[0], None, by_scale * upstream[0], None, None, None
+        return by_e * upstream[0], by_table * upstream[0], None, by_scale * upstream[0], None, None

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pinrec.config import ModelConfig
 from pinrec.dataset import EventColumns
-from pinrec.items import Catalogue, query_bag
+from pinrec.items import Catalogue, feature_bag, query_bag
 from pinrec.model import PinRecModel, as_int64
 
 
@@ -29,7 +29,7 @@ class Subjects:
         self.items = len(catalogue) + len(unknown)
         self.of_event[events.is_query] = self.items + events.query[events.is_query]
 
-        bags = np.zeros((self.items + len(events.queries), config.bag_size), np.int32)
+        bags = np.tile(feature_bag((), config), (self.items + len(events.queries), 1))
         bags[: len(catalogue)] = catalogue.bags
         for row, text in enumerate(events.queries, self.items):
             bags[row] = query_bag(text, config)

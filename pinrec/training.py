@@ -296,9 +296,9 @@ class Learner:
                 part.dropped_CM, h_MD, windows.action[aims.target], data.surface_of[aims.target], offset_s
             )
             positive_MA, negative_MR = positive_MA.view(aims.admissible.shape), negative_MR.view(refused_MR.shape)
-            created_P = torch.as_tensor(data.subjects.created[pool.subject])
-            when_M = torch.as_tensor(windows.timestamp[aims.target])
-            loss = self._loss(e_MD, vectors_UD, positive_MA, pool_P, pool.log_weight, created_P, when_M)
+            created, when = data.subjects.created[pool.subject], windows.timestamp[aims.target]
+            dates = (torch.as_tensor(created), torch.as_tensor(when)) if (created > when.min()).any() else None
+            loss = self._loss(e_MD, vectors_UD, positive_MA, pool_P, pool.log_weight, dates)
             if weighed:
                 refusal = self._refusal_loss(e_MD, vectors_UD, positive_MA, negative_MR)
                 loss = loss + training.impression_weight * refusal
@@ -315,14 +315,13 @@ class Learner:
         positive_MA: Tensor,
         pool_P: Tensor,
         log_weight_P: Tensor,
-        created_P: Tensor,
-        when_M: Tensor,
+        dates: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         """Mean loss; positives and pool are rows of the vectors, -1 where a prediction has fewer positives.
 
-        What is predicted was chosen at `when_M` among what there was: newer items of the pool are no negatives of it.
+        What is predicted was chosen among what there was: of the dates, those of the pool's items [P] and of the
+        predictions [M], newer items are no negatives of a prediction. None = all were always there.
         """
-        dated = bool((created_P > when_M.min()).any())
         admissible_MA = positive_MA >= 0
         positive_MAD = vectors_UD[positive_MA.clamp(min=0)]
         if self.training.softmax == "exact":
@@ -336,15 +335,14 @@ class Learner:
                 vectors_UD[pool_P],
                 torch.searchsorted(pool_P, positive_MA[:, 0].contiguous()),
                 1 / self.model.temperature,
-                created_N=created_P if dated else None,
-                when_M=when_M,
+                dates=dates,
             )
         place_U = torch.full((len(vectors_UD) + 1,), len(pool_P))  # the last is that of -1
         place_U[pool_P] = torch.arange(len(pool_P))
         left_out_MP = torch.zeros(len(e_MD), len(pool_P) + 1, dtype=torch.bool).scatter_(1, place_U[positive_MA], True)
         left_out_MP = left_out_MP[:, :-1]
-        if dated:
-            left_out_MP = left_out_MP | (created_P > when_M[:, None])
+        if dates is not None:
+            left_out_MP = left_out_MP | (dates[0] > dates[1][:, None])
         return sampled_softmax(
             e_MD, positive_MAD, admissible_MA, vectors_UD[pool_P], log_weight_P, left_out_MP, self.model.temperature
         ).mean()

@@ -135,6 +135,8 @@ _DAY_S: Final = 86_400.0
 # The outcomes of most of the targets and the two that differ most from them, as frequent as they are in training.
 _KUAIRAND_OUTCOMES: Final = {"click": 0.57, "long_view": 0.39, "profile_enter": 0.02, "like": 0.02}
 _RATINGS: Final = {"like": 0.58, "neutral": 0.26, "dislike": 0.16}
+# Every film has hundreds of events: an MLP over its ID and features has all it needs.
+_MLP_TOWER: Final = {"tower": "mlp", "bag_width": 32, "bag_gain": 0.0}
 
 _PINREC: Final = Entry(
     "pinrec.contender:PinRec",
@@ -148,14 +150,14 @@ _PINREC: Final = Entry(
             },
             "generation": {"mode": "unconditioned", "steps": 1},
         },
-        "ml1m loo": {"model": {"layers": 3}, "epochs": 45},
+        "ml1m loo": {"model": {"layers": 3} | _MLP_TOWER, "epochs": 45},
         # Nine reviews a user, sixteen an item: an item begins as its words and categories, and reviews tell it apart as
         # far as they go. The last item is what is predicted at first. An ASIN begins with when it was given, and those
         # of products that were listed together are neighbours.
         "amazon_beauty loo": {
             "model": {
-                "width": 128, "id_width": 128, "history": 50, "dropout": 0.3, "inner_dropout": 0.3, "tower": "residual",
-                "hash_buckets": 65_536, "bag_buckets": 32_768, "bag_size": 20, "bag_width": 128, "bag_gain": 6.0,
+                "width": 128, "id_width": 128, "history": 50, "dropout": 0.3, "inner_dropout": 0.3,
+                "hash_buckets": 65_536, "bag_buckets": 32_768, "bag_size": 20, "bag_width": 128,
                 "least_temperature": 0.07,
             },
             "training": {
@@ -170,7 +172,7 @@ _PINREC: Final = Entry(
             "model": {"history": 128, "dropout": 0.2, "max_offset_s": 14 * _DAY_S, "offsets_s": (_DAY_S, 5 * _DAY_S)},
             "training": {
                 "window": 64, "batch_users": 32, "learning_rate": 2e-3, "uniform_negatives": 1024,
-                "later_targets": 2, "averaging": 0.99,
+                "id_decay": 3.0, "later_targets": 2, "averaging": 0.99,
             },
             "generation": {"steps": 2},
             "epochs": 8,

@@ -15,7 +15,9 @@ VOCABULARY = Vocabulary(actions=(Action(name="click"), Action(name="save"), Acti
 def user_log(*rows, items=12):
     """A `UserLog` of (user, item number, action, timestamp) over the catalogue i00, i01, ..."""
     events = log(*((user, f"i{item:02}", action, time) for user, item, action, time in rows), vocabulary=VOCABULARY)
-    return UserLog.of(events, Catalogue.of([Item(f"i{n:02}") for n in range(items)], ModelConfig()), VOCABULARY)
+    return UserLog.of(
+        events, Catalogue.of([Item(f"i{n:02}") for n in range(items)], ModelConfig(bag_buckets=64)), VOCABULARY
+    )
 
 
 def random_user_log(seed=0, users=20, items=12, events=9):

@@ -13,7 +13,7 @@ from pinrec.generation import embed, generate, popular
 from pinrec.hashing import hash_id
 from pinrec.history import History, HistoryEvent
 from pinrec.index import ItemIndex
-from pinrec.items import query_bag
+from pinrec.items import feature_bag, query_bag
 from pinrec.model import previous_timestamps
 from pinrec.requests import RequestError
 from tests.small_bundle import CONFIG, NOW, VOCABULARY, request, small_bundle, small_history
@@ -114,7 +114,7 @@ def from_scratch(bundle, asked, mode, steps):
         else:
             bits = torch.from_numpy(np.array([row["item_hash"]]).view(np.int64))
             none = torch.zeros(1, CONFIG.content_width), torch.zeros(1, dtype=torch.bool)
-            item.append(model.item_vectors(bits, torch.zeros(1, CONFIG.bag_size, dtype=torch.int32), *none)[0])
+            item.append(model.item_vectors(bits, torch.from_numpy(feature_bag((), CONFIG))[None], *none)[0])
     action, surface = rows["action"].tolist(), rows["surface"].tolist()
     timestamp = rows["timestamp"].tolist()
     names = list(normalised(asked.outcomes or bundle.outcomes, VOCABULARY))

@@ -3,12 +3,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinrec.config import ModelConfig
+from pinrec.config import ModelConfig, Vocabulary
 from pinrec.hashing import BUCKETS_PER_OCTAVE, hash_id, hash_numbers, signed_log2
 from pinrec.items import Catalogue, Item, query_bag
+from pinrec.model import PinRecModel
 
 CONFIG = ModelConfig(bag_size=4, bag_buckets=1_000, content_width=2)
 
@@ -41,6 +43,20 @@ def test_a_query_shares_features_with_the_title_that_has_its_words():
     bag = Catalogue.of([Item("a", "Red cup for tea")], CONFIG).bags[0]
     assert set(query_bag("RED cup", CONFIG)) - {0} <= set(bag)
     assert (query_bag("one two three four five six", CONFIG) > 0).all()
+
+
+def test_items_of_which_nothing_is_known_have_that_in_common_before_events_tell_them_apart():
+    items = [Item(f"i{n}") for n in range(50)] + [Item(f"t{n}", f"word{n}") for n in range(50)]
+    bags = Catalogue.of(items, CONFIG).bags
+    assert (bags[:50] == bags[0]).all()
+    assert bags[0].any()
+    assert not (bags[50:] == bags[0]).all(1).any()
+    config = ModelConfig(bag_buckets=1_000)
+    torch.manual_seed(0)
+    table = PinRecModel(config, Vocabulary()).item_table(Catalogue.of(items, config))
+    unknown, told = ((part @ part.T)[~np.eye(50, dtype=bool)].mean() for part in (table[:50], table[50:]))
+    assert unknown > 0.9
+    assert told < 0.1
 
 
 @pytest.mark.parametrize("embedding", [(1.0,), (1.0, 2.0, 3.0), (1.0, float("nan"))])

@@ -104,7 +104,7 @@ def test_an_item_that_came_later_is_no_negative_of_the_exact_softmax():
     torch.manual_seed(4)
     e, items, target = unit(300, 8), unit(20, 8).requires_grad_(), torch.randint(0, 20, (300,))
     created, when = torch.arange(20.0, dtype=torch.float64), torch.randint(0, 25, (300,)).double()
-    got = exact_softmax(e, items, target, 10.0, low_precision=False, created_N=created, when_M=when)
+    got = exact_softmax(e, items, target, 10.0, low_precision=False, dates=(created, when))
     absent = (created > when[:, None]) & (target[:, None] != torch.arange(20))
     expected = F.cross_entropy((e @ items.T * 10).masked_fill(absent, -torch.inf), target)
     torch.testing.assert_close(got, expected)
