@@ -65,10 +65,10 @@ def id_tables_shape(config: ModelConfig) -> tuple[int, int]:
 class ItemTower(nn.Module):
     """[content, mean of the feature bag, ID embedding] -> MLP -> L2. A query has a learned null in the ID's place.
 
-    A residual tower adds the MLP to a linear map of the ID embedding, and begins with that alone: items then lie apart
-    from the first step on, where an MLP's biases put all of them close together. Tokens begin as the items' own vectors
-    with it (`PinRecModel`). With `bag_gain` the bag has such a map too, so that items with features in common are alike
-    from the first step on: through the MLP alone this is learned last, where items have few events.
+    A residual tower adds the MLP to linear maps of the ID embedding and, by `bag_gain`, of the bag, and begins with
+    those alone: items with features in common are then alike from the first step on and others apart, where an MLP's
+    biases put all of them close together and features are learned last. Tokens begin as the items' own vectors with it
+    (`PinRecModel`).
 
     Args:
         config: sizes.

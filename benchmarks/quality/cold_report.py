@@ -14,7 +14,8 @@ def cold_section(runs: Sequence[ColdRun]) -> list[str]:
         "## Cold items\n",
         "Another split, by time: PinRec-MT,OC is trained on the first 70 % of a log, selected on the next tenth, and "
         "asked in the last fifth with the whole catalogue, as a replica has it: an item that appeared after training "
-        "has its vector from content and hashes of its id. Items are told apart by their events in training. "
+        "has its vector from content and hashes of its id. Where items are dated, neither lists nor targets hold what "
+        "does not exist yet when a list is asked for. Items are told apart by their events in training. "
         "*Answers*: the share of the places in the lists of ten. *Recall*: the share of the targets that these lists "
         "hold. Beside each, in brackets, the same of the most popular unseen items. *Worth*, in the "
         "[town](simulator.md): the true chance of a click on a place. Taken by "

@@ -1,6 +1,7 @@
 import pytest
 
 from pinrec.config import Action, ModelConfig, Vocabulary
+from pinrec.items import feature_bag
 from streaming.log_columns import log_in, read_log_columns
 from streaming.logs import LogError
 
@@ -25,7 +26,8 @@ def test_events_are_in_the_order_of_time_and_the_catalogue_holds_the_items_that_
     assert found.catalogue.item_ids == ["10", "9"]
     assert found.catalogue.titles == ["", "a red cup"]
     assert found.catalogue.categories == [(), ("x", "y")]
-    assert [bag.any() for bag in found.catalogue.bags] == [False, True]
+    nothing_known = feature_bag((), ModelConfig())
+    assert (found.catalogue.bags == nothing_known).all(1).tolist() == [True, False]
     assert found.catalogue.rows(found.events.item_hash).tolist() == [0, 1, 1]
     assert found.vocabulary.outcomes == ("click",)
 
@@ -34,7 +36,7 @@ def test_a_log_without_items_beside_it_has_items_without_metadata(folder):
     found = read_log_columns(folder / "interactions.csv", config=ModelConfig(bag_size=3))
     assert found.catalogue.item_ids == ["10", "9"]
     assert found.catalogue.bags.shape == (2, 3)
-    assert not found.catalogue.bags.any()
+    assert (found.catalogue.bags == feature_bag((), ModelConfig(bag_size=3))).all()
 
 
 def test_every_action_can_be_taken_as_engaging(folder):
