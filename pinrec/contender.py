@@ -1,7 +1,7 @@
 """PinRec as a model under comparison: the learner that serving's trainer uses, the generation that serving uses."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Final, Literal
@@ -120,19 +120,16 @@ class PinRec:
         return packed_rows(self._split.log)
 
     def requests(self, cases: Cases, k: int) -> list[GenerationRequest]:
-        """What serving would be asked: each history, at the time of its last event, for items that exist by then."""
+        """What serving would be asked: the history of each case, at the time of its last event."""
         log, requests = self._split.log, []
         for lo, hi in zip(cases.lo.tolist(), cases.hi.tolist(), strict=True):
             asked = log.events.query[lo:hi]
             texts = [log.events.queries[q] if q >= 0 else "" for q in asked] if (asked >= 0).any() else None
-            now = float(log.events.timestamp[hi - 1])
-            to_come = np.flatnonzero(log.catalogue.created_at > now).tolist()
             requests.append(
                 GenerationRequest(
                     history=History.of_rows(self._rows[lo:hi], texts),
                     k=k,
-                    now=now,
-                    exclude=frozenset(log.catalogue.item_ids[row] for row in to_come),
+                    now=float(log.events.timestamp[hi - 1]),
                     surface=int(log.events.surface[hi - 1]) if self._recipe.at_last_surface else None,
                 )
             )
@@ -140,9 +137,12 @@ class PinRec:
 
     def ranked(self, cases: Cases, k: int, encoder: Encoder = from_scratch) -> Rows:
         """See `Retriever`: the list that serving would answer with."""
-        lists = np.full((len(cases), k), -1, np.int64)
+        return self.answered(self.requests(cases, min(k, len(self.bundle.catalogue))), k, encoder)
+
+    def answered(self, requests: Sequence[GenerationRequest], k: int, encoder: Encoder = from_scratch) -> Rows:
+        """The lists of some requests as catalogue rows [B, k], -1 where there is no more."""
+        lists = np.full((len(requests), k), -1, np.int64)
         with _CPU:
-            requests = self.requests(cases, min(k, len(self.bundle.catalogue)))
             made = generate(self.bundle, requests, self._generation, encoder)
         for row, found in zip(lists, made, strict=True):
             row[: len(found)] = [candidate.row for candidate in found]

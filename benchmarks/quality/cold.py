@@ -29,7 +29,7 @@ def measure(source: Source, seed: int) -> ColdRun:
     split = by_time(source.log)
     contender, fitted = trained(source, split, seed)
     cases = of_its_time(split)
-    lists = np.concatenate([contender.ranked(batch, K) for batch in cases.batches(BATCH)])
+    lists = np.concatenate([listed(contender, batch) for batch in cases.batches(BATCH)])
     popular = np.concatenate([_popular(contender, batch) for batch in cases.batches(BATCH)])
     return ColdRun(
         dataset=source.name,
@@ -54,6 +54,15 @@ def of_its_time(split: Split) -> Cases:
         targets=[wanted[kept] for wanted, kept in zip(cases.targets, there, strict=True)],
         outcomes=[met[kept] for met, kept in zip(cases.outcomes, there, strict=True)],
     )
+
+
+def listed(contender: PinRec, cases: Cases) -> Lists:
+    """PinRec's lists of what exists when they are asked for: catalogue rows [users, K], -1 where there is no more."""
+    catalogue = contender.bundle.catalogue
+    asked = contender.requests(cases, K)
+    to_come = [np.flatnonzero(catalogue.created_at > request.now).tolist() for request in asked]
+    refused = [frozenset(catalogue.item_ids[row] for row in rows) for rows in to_come]
+    return contender.answered([replace(r, exclude=ids) for r, ids in zip(asked, refused, strict=True)], K)
 
 
 def groups(

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -5,8 +7,10 @@ from benchmarks.quality import cold
 from benchmarks.quality.cold_record import read_colds
 from benchmarks.quality.cold_report import cold_section
 from benchmarks.result import BenchmarkError
-from pinrec.protocols import Split, by_time
-from tests.unit.pinrec.small_split import user_log
+from pinrec.contender import PinRec
+from pinrec.protocols import Split, by_time, disjoint
+from tests.unit.pinrec.small_split import random_user_log, user_log
+from tests.unit.pinrec.test_pinrec_contender import recipe
 
 
 def test_items_are_grouped_by_their_events_in_training_and_places_and_targets_counted():
@@ -40,6 +44,20 @@ def test_what_came_after_a_history_is_not_to_be_found_in_it():
     cases = cold.of_its_time(split)
     assert [found.tolist() for found in cases.targets] == [[2]]
     assert [len(met) for met in cases.outcomes] == [1]
+
+
+def test_what_came_after_a_history_is_not_in_its_list():
+    split = disjoint(random_user_log(users=40), folds=4)
+    catalogue = replace(split.log.catalogue, created_at=np.arange(12) + 0.5)
+    model = PinRec(replace(split, log=replace(split.log, catalogue=catalogue)), recipe(), 0)
+    model.fit_epoch()
+    asked_at = split.log.events.timestamp[split.test.hi - 1]
+    there = [
+        (catalogue.created_at[row[row >= 0]] <= at).all()
+        for row, at in zip(cold.listed(model, split.test), asked_at, strict=True)
+    ]
+    assert all(there)
+    assert not all(catalogue.created_at.max() <= asked_at)
 
 
 def test_a_small_town_is_measured_from_its_past_to_the_json(tmp_path, small_town, capsys):

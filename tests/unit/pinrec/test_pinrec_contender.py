@@ -1,7 +1,5 @@
 """PinRec under comparison: it resumes exactly, retrieves what serving would, and sees only what its recipe tells it."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -99,13 +97,3 @@ def test_what_a_recipe_withholds_is_not_seen_and_rows_stay_the_same(split):
     users = told.log.events.user
     np.testing.assert_array_equal(np.diff(told.log.events.timestamp)[np.diff(users) == 0], 1.0)
     assert recipe(session_gap_s=5.0).told(split).log.events.feed.min() >= 0
-
-
-def test_an_item_that_came_after_a_history_is_not_in_its_list():
-    split = disjoint(random_user_log(users=40), folds=4)
-    dated = replace(split.log.catalogue, created_at=np.arange(12) + 0.5)
-    model = PinRec(replace(split, log=replace(split.log, catalogue=dated)), recipe(), 0)
-    model.fit_epoch()
-    asked_at = split.log.events.timestamp[split.test.hi - 1]
-    for row, at in zip(model.ranked(split.test, 12), asked_at, strict=True):
-        assert (dated.created_at[row[row >= 0]] <= at).all()
