@@ -16,12 +16,12 @@ from benchmarks.children import in_child
 from benchmarks.generation import BusyUser, random_bundle
 from benchmarks.publishing import bundle_of, made_up_item
 from benchmarks.result import Result, Stage, commit, machine, rounded, summary
+from benchmarks.untrained import untrained
 from pinrec.bundle import INDEX, TABLE, Bundle
 from pinrec.config import GenerationConfig, ModelConfig, Vocabulary
 from pinrec.generation import generate
 from pinrec.index import ItemIndex, use_threads
 from pinrec.items import CATALOGUE_FILE, Catalogue
-from pinrec.model import PinRecModel
 from pinrec.popularity import Popularity
 from pinrec.quantised import quantise
 from pinrec.registry import Registry
@@ -183,7 +183,7 @@ def bundle_of_items(registry: Path, items: int) -> dict[str, float]:
     catalogue = Catalogue.of(list(map(made_up_item, range(items))), config)
     torch.manual_seed(0)
     versions = Registry(registry)
-    version = versions.publish(bundle_of(PinRecModel(config, Vocabulary()).eval(), catalogue, None))
+    version = versions.publish(bundle_of(untrained(config, Vocabulary()), catalogue, None))
     sizes = {path.name: path.stat().st_size for path in registry.rglob("*") if path.is_file()}
     int8 = quantise(np.asarray(versions.load(version).table)).stored.nbytes
     parts = {

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks.result import Curve, Result, commit, machine, percentile, rounded, summary
+from benchmarks.untrained import untrained
 from pinrec.bundle import Bundle
 from pinrec.config import GenerationConfig, ModelConfig, Vocabulary
 from pinrec.encoding import encode, from_scratch
@@ -20,7 +21,6 @@ from pinrec.generation import embed, generate
 from pinrec.hashing import hash_id
 from pinrec.history import History, HistoryEvent
 from pinrec.items import Catalogue, Item
-from pinrec.model import PinRecModel
 from pinrec.popularity import Popularity
 from pinrec.requests import GenerationRequest
 from pinrec.states import UserStates
@@ -222,7 +222,7 @@ def random_bundle(config: ModelConfig) -> Bundle:
     vocabulary = Vocabulary()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = PinRecModel(config, vocabulary)
-    catalogue = Catalogue.of([Item(f"item-{i}") for i in range(_ITEMS)], config)
+        model = untrained(config, vocabulary)
+    catalogue = Catalogue.of([Item(f"item-{i}", f"word{i}") for i in range(_ITEMS)], config)
     ranked = np.tile(np.arange(_ITEMS), (len(vocabulary.surfaces) + 1, 1))
     return Bundle.of(model, catalogue, Popularity(ranked, np.arange(20)))

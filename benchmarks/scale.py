@@ -12,13 +12,13 @@ import torch
 from benchmarks.generation import BusyUser
 from benchmarks.publishing import bundle_of, made_up_item
 from benchmarks.result import Curve, Result, commit, machine, percentile, rounded
+from benchmarks.untrained import untrained
 from pinrec.config import GenerationConfig, ModelConfig, Vocabulary
 from pinrec.generation import generate
 from pinrec.hashing import hash_id
 from pinrec.history import HistoryEvent
 from pinrec.index import use_threads
 from pinrec.items import Catalogue
-from pinrec.model import PinRecModel
 from pinrec.registry import Registry
 from pinrec.states import UserStates
 from serving.stack import Progress
@@ -149,7 +149,7 @@ def _items(folder: Path, items: int) -> tuple[dict[str, float], list[float]]:
     since = time.perf_counter()
     catalogue = Catalogue.of(list(map(made_up_item, range(items))), config)
     torch.manual_seed(0)
-    made = bundle_of(PinRecModel(config, Vocabulary()).eval(), catalogue, None)
+    made = bundle_of(untrained(config, Vocabulary()), catalogue, None)
     built_s = time.perf_counter() - since
     registry = Registry(folder / "models")
     version = registry.publish(made)

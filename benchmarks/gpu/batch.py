@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.untrained import untrained
 from pinrec.config import ModelConfig, Vocabulary
 from pinrec.generation import Aims, Moment, generated
-from pinrec.model import PinRecModel, previous_timestamps
+from pinrec.model import previous_timestamps
 
 NOW: Final = 1_767_225_600.0
 _OUTCOMES: Final = ("click", "save")
@@ -54,7 +55,7 @@ class LargeModel:
         self.config, self.vocabulary, self.device = config, Vocabulary(), device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.model = PinRecModel(config, self.vocabulary).eval().requires_grad_(False)
+            self.model = untrained(config, self.vocabulary).requires_grad_(False)
             self.table_ND = nn.functional.normalize(torch.randn(items, config.width), dim=-1).to(device)
         for module in self.model.modules():
             if isinstance(module, nn.Linear):
