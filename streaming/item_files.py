@@ -19,7 +19,7 @@ from streaming.schema import MAX_CATEGORIES, MAX_NUMBERS, ItemUpdate, first_prob
 NAMES: Final = ("items.csv.gz", "items.csv", "items.jsonl", "items.jsonl.gz")
 _MAX_TITLE: Final = 512
 _MAX_VALUE: Final = 63  # with the name of its column it fits a category
-_NAMED: Final = ("item_id", "title", "category", "author", "author_id")
+_NAMED: Final = ("item_id", "title", "category", "author", "author_id", "created_at")
 _COLUMN: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
@@ -32,7 +32,8 @@ def read_items(path: Path, beginnings: Mapping[str, Sequence[int]] | None = None
     """The items of a file.
 
     A CSV has the column item_id, and may have title (longer ones are cut at 512 characters), category (separated by
-    `|`, or by spaces where there is no `|`) and author or author_id. Every other column is a feature by its name:
+    `|`, or by spaces where there is no `|`), author or author_id, and created_at (epoch seconds or RFC 3339: nothing is
+    learnt from an item's absence before). Every other column is a feature by its name:
 
     - one that holds nothing but numbers, and whose name does not end in `_id`, is in `numeric`: `year`;
     - any other adds a category `name=value`, such as `music_id=77`, to the items that share the value. A value of one
@@ -146,10 +147,12 @@ def _csv_rows(path: Path, beginnings: Mapping[str, Sequence[int]]) -> Iterator[d
         for row in csv.DictReader(file):
             category = row.get("category") or ""
             own = category.split("|") if "|" in category else category.split()
+            created = row.get("created_at") or "0"
             yield {
                 "item_id": row["item_id"] or "",
                 "title": (row.get("title") or "")[:_MAX_TITLE],
                 "categories": (own + columns.categories(row))[: max(len(own), MAX_CATEGORIES)],
                 "author": row.get("author") or row.get("author_id") or None,
                 "numeric": columns.numeric(row),
+                "created_at": created if (seconds := _number(created)) is None else seconds,
             }

@@ -217,6 +217,17 @@ def test_beginnings_of_codes_that_items_share_are_values_as_well(tmp_path: Path)
         list(read_items(path, {"isbn": (3,)}))
 
 
+def test_when_items_of_a_csv_came_is_no_feature_but_a_date(tmp_path: Path) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text("item_id,created_at\n1,1650812741\n2,2022-04-24T15:05:41Z\n3,\n")
+    items = list(read_items(path))
+    assert [item.created_at for item in items] == [1650812741, 1650812741, 0]
+    assert not any(item.numeric or item.categories for item in items)
+    path.write_text("item_id,created_at\n1,1650812741\n2,yesterday\n")
+    with pytest.raises(LogError, match=r"items\.csv, line 3, column created_at"):
+        list(read_items(path))
+
+
 def test_no_more_columns_are_features_than_an_item_may_have(tmp_path: Path) -> None:
     path = tmp_path / "items.csv"
     names = [*(f"n{i}" for i in range(20)), *(f"c{i}" for i in range(70))]
