@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -74,8 +74,15 @@ def _sums(runs: Sequence[BudgetRun], keys: Sequence[Key]) -> tuple[np.ndarray, n
     return numerator, denominator
 
 
-def budgets_section(runs: Sequence[BudgetRun], pictures: Mapping[str, str]) -> list[str]:
-    """All tables; `pictures`: the line that shows the sweeps, by data set."""
+def budgets_section(
+    runs: Sequence[BudgetRun], pictures: Mapping[str, str], configs: Mapping[str, Any] | None = None
+) -> list[str]:
+    """All tables.
+
+    Args:
+        pictures: the line that shows the sweeps, by data set.
+        configs: of the runs whose models they are, by name, as these are recorded now.
+    """
     parts = [_HEAD]
     for dataset in SWEEPS:
         parts.append(f"### {DATA[dataset]}, budgets\n")
@@ -84,7 +91,9 @@ def budgets_section(runs: Sequence[BudgetRun], pictures: Mapping[str, str]) -> l
             parts.append(f"{NOT_RUN}\n")
             continue
         pooled = Pooled(of)
-        parts += [f"{len(of)} {'run' if len(of) == 1 else 'runs'}.\n", *_claims(pooled)]
+        earlier = any((configs or {}).get(run.of, run.config) != run.config for run in of)
+        which = " Of models trained by an earlier recipe than those of the tables above." if earlier else ""
+        parts += [f"{len(of)} {'run' if len(of) == 1 else 'runs'}.{which}\n", *_claims(pooled)]
         for sweep in pooled.sweeps:
             parts += _sweep(pooled, sweep)
         parts += [f"{pictures[dataset]}\n"] if dataset in pictures else []

@@ -46,7 +46,9 @@ def ablations(runs: Sequence[Run]) -> list[str]:
         "A variant is PinRec-MT,OC less one part, or (*with*) with one more, trained and selected as it is. The last "
         "three have its very weights and make their 16 embeddings otherwise: 16 steps of one (click, a day ahead), 4 "
         "of four (the four outcomes, a day ahead), one of sixteen (four outcomes, half a day, 1, 5 and 10 days ahead); "
-        "PinRec-MT,OC itself makes 2 steps of eight. A negative difference speaks for the part.\n",
+        "PinRec-MT,OC itself makes 2 steps of eight. A negative difference speaks for the part. *No content* keeps "
+        "`id_decay`, which holds an item at what its features say and costs where there are none "
+        "([model](model.md#items-and-queries-pinrectowerpy)): part of its difference is that.\n",
         *table(head, rows),
         *_embeddings_a_step(runs, equal),
     ]

@@ -133,7 +133,8 @@ def render(
         parts += disjoint_section(_of(runs, dataset, "disjoint"), dataset)
         parts += _picture(plots, BARS.format(dataset), f"equal@n of each model on {DATA[dataset]}")
     swept = {d: _picture(plots, SWEEP.format(d), f"The sweeps of budgets on {DATA[d]}") for d in DATA}
-    parts += budgets_section(budgets, {d: line[0] for d, line in swept.items() if line})
+    pictures = {d: line[0] for d, line in swept.items() if line}
+    parts += budgets_section(budgets, pictures, {run.name: run.config for run in runs})
     parts += ablations(_of(runs, "kuairand_pure", "disjoint"))
     parts += ranking_section(rankings)
     parts += cold_section(colds)

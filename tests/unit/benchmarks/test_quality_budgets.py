@@ -201,6 +201,13 @@ def test_a_budget_that_steers_meets_every_claim_and_one_that_does_not_none():
     assert row(still, "recall of like | 10").endswith("+0.00 [+0.00 to +0.00] | 0 of 10 | rises | none |")
 
 
+def test_budgets_of_a_model_that_is_another_now_are_said_to_be_of_an_earlier_one():
+    run = budget_run(lambda *_: 0.3)
+    said = {name: "earlier recipe" in "\n".join(budgets_section([run], {}, {run.of: config})) for name, config in
+            {"same": run.config, "other": {"another": 1}}.items()}  # fmt: skip
+    assert said == {"same": False, "other": True}
+
+
 def test_a_step_the_wrong_way_is_counted_and_not_called_monotone():
     def dented(shares, liked):
         return steered(shares, liked) - (0.2 if liked and 0.65 < shares.get("like", 0) < 0.75 else 0)
