@@ -1,5 +1,6 @@
 """Two processes whose trainers make each fit together, against one with a batch twice as large."""
 
+import os
 import threading
 
 import pytest
@@ -24,10 +25,12 @@ def _meet(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
 
 
-def _part():
-    """Nobody leaves while the other still has to do with the group: gloo may end a process whose peer has gone."""
+def _part(rank, folder):
+    """Leave together, and at once: gloo's threads may abort a process whose peer has gone, at its very end too."""
     dist.barrier()
-    dist.destroy_process_group()
+    (folder / f"done-{rank}").touch()
+    eventually(lambda: all((folder / f"done-{each}").exists() for each in range(RANKS)))
+    os._exit(0)
 
 
 def _run_until(training, version):
@@ -58,7 +61,7 @@ def _help_and_lead(rank, folder):
         else:
             training.run(threading.Event())
             torch.save(training._learner.state(), folder / f"helper-{version}.pt")
-    _part()
+    _part(rank, folder)
 
 
 def _see_other_events(rank, folder):
@@ -73,7 +76,7 @@ def _see_other_events(rank, folder):
         training._crew.dismiss()
     else:
         training.run(threading.Event())
-    _part()
+    _part(rank, folder)
 
 
 def test_the_trainers_of_two_processes_learn_what_one_learns_with_a_batch_twice_as_large(tmp_path, monkeypatch):
