@@ -194,10 +194,10 @@ def test_refused_bodies_are_not_kept(path):
     asyncio.run(refused(1))
     gc.collect()
     before = sum(type(each) is types.TracebackType for each in gc.get_objects())
-    asyncio.run(refused(50))
+    asyncio.run(refused(100))
     gc.collect()
     # Other threads of the process have a few of their own.
-    assert sum(type(each) is types.TracebackType for each in gc.get_objects()) <= before + 25
+    assert sum(type(each) is types.TracebackType for each in gc.get_objects()) <= before + 20
 
 
 def test_a_caller_who_goes_away_while_he_asks_is_not_answered():
