@@ -4,6 +4,8 @@ Shapes: B rows (users), L positions, D width, H heads, K width of a head, C capa
 `Backbone.attend` C candidates a row, and L is the cache's capacity.
 Positions are indices in the window and enter only as rotary angles (Su et al. 2021), so attention sees their
 differences and nothing else; a history that grows at its end leaves all earlier keys and values as they are.
+The last layer attends to the whole history, the others to its end (Beltagy et al. 2020): what a new event costs hardly
+grows with the history, and no event is out of reach.
 """
 
 from typing import NamedTuple
@@ -30,6 +32,18 @@ class Places(NamedTuple):
     position_BN: Tensor
     lone: int | None
     seen: Tensor | None
+
+    def within(self, window: int, keys: int) -> Tensor | None:
+        """`seen` where a position looks back at `window` ones only, itself among them; 0 = no limit.
+
+        Args:
+            keys: how many there are.
+        """
+        if not window or (self.lone is not None and keys <= window):
+            return self.seen
+        device = self.position_BN.device
+        near = (torch.arange(keys, device=device) > self.position_BN[..., None] - window)[:, None]
+        return near if self.seen is None else near & self.seen
 
 
 class KVCache:
@@ -125,6 +139,27 @@ def _turn(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
 
 
+def attention(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, window: int, left_out: float = 0.0) -> Tensor:
+    """Softmax attention of each position of whole windows to itself and those before it.
+
+    Args:
+        window: to so many of them, the latest; 0 = to all. Taken by so many queries at a time, which see less than
+            twice as many keys.
+        left_out: share of the weights that training leaves out.
+    """
+    length = q_BHLK.shape[2]
+    if not window or length <= window:
+        return F.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK, dropout_p=left_out, is_causal=True)
+    position_L, parts = torch.arange(length, device=q_BHLK.device), []
+    for at in range(0, length, window):
+        queries, keys = slice(at, at + window), slice(max(0, at + 1 - window), at + window)
+        back_QL = position_L[queries, None] - position_L[keys]
+        seen_QL = (back_QL >= 0) & (back_QL < window)
+        some = q_BHLK[:, :, queries], k_BHLK[:, :, keys], v_BHLK[:, :, keys]
+        parts.append(F.scaled_dot_product_attention(*some, attn_mask=seen_QL, dropout_p=left_out))
+    return torch.cat(parts, 2)
+
+
 def _attend_alone(
     q_BHCK: Tensor, k_BHCK: Tensor, v_BHCK: Tensor, key_BHLK: Tensor, value_BHLK: Tensor, unseen: Tensor
 ) -> Tensor:
@@ -181,6 +216,7 @@ class Backbone(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.width, self.dropout = config.width, config.dropout
+        self.window_Y = [config.window_of(layer) for layer in range(config.layers)]
         self.rotary = Rotary(config.width // config.heads)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width)
@@ -207,14 +243,14 @@ class Backbone(nn.Module):
         angles = self.rotary.angles(torch.arange(x.shape[1], device=x.device))
         x = F.dropout(x, self.dropout, self.training)
         keys, values = [], []
-        for block in self.blocks:
+        for block, window in zip(self.blocks, self.window_Y, strict=True):
             assert isinstance(block, Block)
             q, k, v, gate = block.split(x, angles)
             k, v = rounded(k, kept), rounded(v, kept)
             keys.append(k)
             values.append(v)
             left_out = block.inner_dropout if self.training else 0.0
-            x = block.join(x, F.scaled_dot_product_attention(q, k, v, dropout_p=left_out, is_causal=True), gate)
+            x = block.join(x, attention(q, k, v, window, left_out), gate)
         return self.norm(x), keys, values
 
     def extend(self, x_BND: Tensor, cache: KVCache, kept: torch.dtype = torch.float32) -> Tensor:
@@ -236,7 +272,8 @@ class Backbone(nn.Module):
             assert isinstance(block, Block)
             q, k, v, gate = block.split(x, angles)
             keys, values = cache.write(layer, rounded(k, kept), rounded(v, kept), places)
-            x = block.join(x, F.scaled_dot_product_attention(q, keys, values, attn_mask=places.seen), gate)
+            seen = places.within(self.window_Y[layer], keys.shape[2])
+            x = block.join(x, F.scaled_dot_product_attention(q, keys, values, attn_mask=seen), gate)
         cache.grow(more)
         h_BND: Tensor = self.norm(x)
         return h_BND
@@ -259,11 +296,14 @@ class Backbone(nn.Module):
         length = cache.length_B[:, None] if length_BC is None else length_BC
         cos, sin = self.rotary.angles(length)
         angles = cos[:, None], sin[:, None]
-        unseen = (torch.arange(cache.capacity, device=x_BCD.device) >= length[..., None])[:, None]
+        position_L, length_BC1 = torch.arange(cache.capacity, device=x_BCD.device), length[..., None]
+        behind = (position_L >= length_BC1)[:, None]
         x = F.dropout(x_BCD, self.dropout, self.training)
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             q, k, v, gate = block.split(x, angles)
+            window = self.window_Y[layer]
+            unseen = behind | (position_L <= length_BC1 - window)[:, None] if window else behind
             x = block.join(x, _attend_alone(q, k, v, cache.key[layer], cache.value[layer], unseen), gate)
         h_BCD: Tensor = self.norm(x)
         return h_BCD

@@ -47,7 +47,7 @@ from pinrec.tower import id_tables_shape
 
 log = logging.getLogger(__name__)
 
-FORMAT: Final = 4
+FORMAT: Final = 5
 MANIFEST: Final = "manifest.json"
 MODEL: Final = "model.safetensors"
 IDS: Final = "ids.npy"

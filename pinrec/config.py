@@ -80,6 +80,9 @@ class ModelConfig(Frozen):
     heads: int = Field(2, ge=1)
     history: int = Field(256, ge=2, description="most events of a user that are kept and encoded")
     stride: int = Field(64, ge=1, description="the window's start moves on by this many events")
+    local_window: int = Field(
+        128, ge=0, description="events that all layers but the last attend to, the latest; 0 = all of them"
+    )
     hash_tables: int = Field(2, ge=1, description="k of the multi-hash ID embedding")
     hash_buckets: int = Field(16_384, ge=2, description="rows of each ID table")
     id_width: int = Field(64, ge=2, description="width of the ID embedding, all tables together")
@@ -113,6 +116,10 @@ class ModelConfig(Frozen):
         (0.0, 30.0, 60.0, 180.0), min_length=1, description="time offsets generated in one step, in seconds"
     )
     max_offset_s: float = Field(86_400.0, gt=0, description="longer offsets and pauses count as this")
+
+    def window_of(self, layer: int) -> int:
+        """How many events a position of this layer attends to, itself included; 0 = all up to it."""
+        return self.local_window if layer + 1 < self.layers else 0
 
     @model_validator(mode="after")
     def _divides(self) -> Self:

@@ -41,6 +41,7 @@ class FewTokens:
                 [block.down for block in blocks],
             )
         )
+        self._window_Y = np.array([model.config.window_of(layer) for layer in range(model.config.layers)])
         self._bias_YO, self._norm_D = _array(torch.stack([block.bias for block in blocks])), _array(model.norm_D)
         self._surfaces, self._head_surfaces = tokens.surfaces, head.surfaces
         self._of_tokens = (
@@ -68,7 +69,7 @@ class FewTokens:
         at = _Cache(cache)
         made = self._kernels.extend(
             _array(x_BND), *at.pages, at.key, at.value, at.steps, cache.length_B.numpy(), self._weights, self._bias_YO,
-            self._norm_D, *(angle_PK.numpy() for angle_PK in angles), self._kept[kept],
+            self._norm_D, *(angle_PK.numpy() for angle_PK in angles), self._kept[kept], self._window_Y,
         )  # fmt: skip
         return torch.from_numpy(made)
 

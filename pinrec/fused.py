@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pinrec.backbone import ROOM, Block, KVCache, Rotary
+from pinrec.backbone import ROOM, Block, KVCache, Rotary, attention
 from pinrec.few import MOST, FewTokens
 from pinrec.heads import PERIODS_S, LogTime, OutputHead
 from pinrec.kept import rounded
@@ -57,12 +57,12 @@ class FusedModel:
         cos_LK, sin_LK = self._angles.of_first(length)
         angles = cos_LK.repeat(rows, 1), sin_LK.repeat(rows, 1)
         keys, values, x_TD = [], [], x_BLD.reshape(-1, width)
-        for block in self.blocks:
+        for layer, block in enumerate(self.blocks):
             q, k, v, gate_TD = block.split(x_TD, rows, angles)
             k, v = rounded(k, kept), rounded(v, kept)
             keys.append(k)
             values.append(v)
-            x_TD = block.join(x_TD, F.scaled_dot_product_attention(q, k, v, is_causal=True), gate_TD)
+            x_TD = block.join(x_TD, attention(q, k, v, self.config.window_of(layer)), gate_TD)
         cache = KVCache(torch.stack(keys), torch.stack(values), length_B.to(torch.int64).clone(), length)
         return self._normed(x_TD).view(x_BLD.shape), cache
 
@@ -81,7 +81,8 @@ class FusedModel:
         for layer, block in enumerate(self.blocks):
             q, k, v, gate_TD = block.split(x_TD, rows, angles)
             keys, values = cache.write(layer, rounded(k, kept), rounded(v, kept), places)
-            x_TD = block.join(x_TD, F.scaled_dot_product_attention(q, keys, values, attn_mask=places.seen), gate_TD)
+            seen = places.within(self.config.window_of(layer), keys.shape[2])
+            x_TD = block.join(x_TD, F.scaled_dot_product_attention(q, keys, values, attn_mask=seen), gate_TD)
         cache.grow(more)
         return self._normed(x_TD).view(x_BND.shape)
 

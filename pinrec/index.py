@@ -4,6 +4,7 @@ Shape suffixes: E queries, N items, D width, K results.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -194,6 +195,12 @@ class ItemIndex:
         """The same, scored by the rows of another table: that which is kept of the one it was built over."""
         return self if self._table is None else ItemIndex(self._index, self.report, table)
 
+    @cached_property
+    def _vectors(self) -> np.ndarray:
+        """float32[N, D] of an exact index: the memory that FAISS keeps, or has mapped."""
+        flat: np.ndarray = faiss.rev_swig_ptr(self._index.get_xb(), len(self) * self.width)
+        return flat.reshape(len(self), self.width)
+
     @property
     def has_lists(self) -> bool:
         """Whether it is an IVF."""
@@ -247,7 +254,9 @@ class ItemIndex:
         """(scores float32[E, k], rows int64[E, k]), best first; rows are -1 where the index has no more to give."""
         q_ED = np.ascontiguousarray(q_ED, np.float32)
         if self._table is None:
-            return self._index.search(q_ED, k)  # type: ignore[no-any-return]
+            from pinrec.scan import scan  # noqa: PLC0415 - compiled where it is searched
+
+            return scan(self._vectors, q_ED, k)
         looked_at = max(k, min(max(self._looked_at * k, _LEAST_LOOKED_AT), len(self)))
         together = max(1, _SCORED_TOGETHER // looked_at)
         starts = range(0, max(1, len(q_ED)), together)

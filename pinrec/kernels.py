@@ -82,12 +82,13 @@ def _unit(x_TD, unit_TD, least):  # type: ignore[no-untyped-def]
 def _exp(x):  # type: ignore[no-untyped-def]
     """To the last bit but one, for many numbers at once: 2^n of a polynomial (Cephes, expf)."""
     x = min(max(x, np.float32(-87)), np.float32(88))
-    n = np.float32(math.floor(x * np.float32(1.44269504) + _HALF))
+    nearest = np.int32(x * np.float32(1.44269504) + (_HALF if x >= 0 else -_HALF))
+    n = np.float32(nearest)
     r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)  # of ln 2 in two parts
     p = np.float32(1.9875691500e-4)
     for factor in _EXP:
         p = p * r + factor
-    return (p * r * r + r + _ONE) * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+    return (p * r * r + r + _ONE) * np.int32((nearest + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
 @sums
@@ -227,7 +228,18 @@ def _scale(score_P, scale_P):  # type: ignore[no-untyped-def]
 
 
 @sums
-def _attend(q_K, pages, own, score_L, most_P, attended_K):  # type: ignore[no-untyped-def]
+def _softmax(score_L, most):  # type: ignore[no-untyped-def]
+    """Make weights of scores, in place, and return their sum; `most` is the largest score."""
+    total = np.float32(0)
+    for at in range(len(score_L)):
+        weight = _exp(score_L[at] - most)
+        score_L[at] = weight
+        total += weight
+    return total
+
+
+@sums
+def _attend(q_K, pages, own, first, score_L, most_P, attended_K):  # type: ignore[no-untyped-def]
     """Softmax attention of one query to positions in pages, and behind them to some of its own.
 
     Args:
@@ -235,6 +247,7 @@ def _attend(q_K, pages, own, score_L, most_P, attended_K):  # type: ignore[no-un
         pages: keys [N, K, P] and values [N, P, K] of a layer and head, their scales [N, P] (see `extend`), blocks [M]
             of the row, positions in them.
         own: keys and values [C, K], positions.
+        first: of all positions the first that it attends to.
         score_L: room for all positions, and for a page.
         most_P: room for a number of each position of a page.
     """
@@ -242,19 +255,21 @@ def _attend(q_K, pages, own, score_L, most_P, attended_K):  # type: ignore[no-un
     key_CK, value_CK, more = own
     width, size, scaled = len(q_K), value_NPK.shape[1], len(key_scale_NP) > 0
     count, whole = -(-paged // size), paged // size
+    left_out, own_first = min(first // size, count), max(0, first - paged)
     most_P[:] = -np.inf
-    score_L[: count * size] = 0
-    begin = 0
-    for m in range(count):
+    score_L[left_out * size : count * size] = 0
+    begin = left_out * size
+    for m in range(left_out, count):
         score_P = score_L[begin : begin + size]
         _add_page(q_K, 0, width, key_NKP, block_M[m], score_L, begin)
         if scaled:
             _scale(score_P, key_scale_NP[block_M[m]])
+        score_P[: max(0, first - begin)] = -np.inf
         if m < whole:
             for p in range(size):
                 most_P[p] = max(most_P[p], score_P[p])
         begin += size
-    for at in range(more):
+    for at in range(own_first, more):
         product = np.float32(0)
         for k in range(width):
             product += q_K[k] * key_CK[at, k]
@@ -262,20 +277,18 @@ def _attend(q_K, pages, own, score_L, most_P, attended_K):  # type: ignore[no-un
     most = np.float32(-np.inf)
     for p in range(size):
         most = max(most, most_P[p])
-    for at in range(whole * size, paged + more):
+    for at in range(max(whole * size, first), paged + more):
         most = max(most, score_L[at])
-    total = np.float32(0)
-    for at in range(paged + more):
-        score_L[at] = _exp(score_L[at] - most)
-        total += score_L[at]
+    total = _softmax(score_L[first : paged + more], most)
+    score_L[left_out * size : first] = 0
     for k in range(width):
         attended_K[k] = 0
-    for at in range(more):
+    for at in range(own_first, more):
         weight = score_L[paged + at]
         for k in range(width):
             attended_K[k] += weight * value_CK[at, k]
-    begin = 0
-    for m in range(count):
+    begin = left_out * size
+    for m in range(left_out, count):
         if scaled:
             _scale(score_L[begin : begin + size], value_scale_NP[block_M[m]])
         _add_page(score_L, begin, min(size, paged - begin), value_NPK, block_M[m], attended_K, 0)
@@ -292,13 +305,13 @@ _f4, _f8, _i8, _i1, _u2 = nb.float32, nb.float64, nb.int64, nb.int8, nb.uint16
     _f4[:, :, ::1](
         _f4[:, :, ::1], _tuple(of_pages[:, :, :, :, ::1], 2), _u2[:, :, :, :, ::1], _i8[:, ::1], _i8[::1],
         _f4[:, :, :, ::1], _f4[:, :, :, ::1], _tuple(_i8, 2), _i8[::1],
-        _tuple(_f4[:, :, ::1], 4), _f4[:, ::1], _f4[::1], _f4[:, ::1], _f4[:, ::1], _i8,
+        _tuple(_f4[:, :, ::1], 4), _f4[:, ::1], _f4[::1], _f4[:, ::1], _f4[:, ::1], _i8, _i8[::1],
     )
     for of_pages in (_u2, _i1)
 ])  # fmt: skip
 def extend(  # type: ignore[no-untyped-def]
     x_BND, memories, scale_2YHNP, block_BM, paged_B, key_YSCK, value_YSCK, steps, length_B, weights, bias_YO, norm_D,
-    cos_PK, sin_PK, kept,
+    cos_PK, sin_PK, kept, window_Y,
 ):  # fmt: skip
     """See `FusedModel.extend`; keys and values are written behind each row's `length_B`.
 
@@ -315,6 +328,7 @@ def extend(  # type: ignore[no-untyped-def]
         bias_YO: of the first.
         cos_PK, sin_PK: see `_turn`, by position.
         kept: see `_round`.
+        window_Y: int64, how many positions a token of each layer attends to, itself included; 0 = all.
     """
     rows, more, width = x_BND.shape
     layers, _, capacity, head_width = key_YSCK.shape
@@ -364,8 +378,10 @@ def extend(  # type: ignore[no-untyped-def]
                     memories[0][layer, h], memories[1][layer, h], scale_2YHNP[0, layer, h], scale_2YHNP[1, layer, h],
                     block_BM[b], paged_B[b],
                 )  # fmt: skip
-                own = key_YSCK[layer, s], value_YSCK[layer, s], length_B[b] + t % more + 1 - paged_B[b]
-                _attend(q_K, pages, own, score_L, most_P, joined_TD[t, here])
+                behind = length_B[b] + t % more + 1
+                own = key_YSCK[layer, s], value_YSCK[layer, s], behind - paged_B[b]
+                begin = max(0, behind - window_Y[layer]) if window_Y[layer] else 0
+                _attend(q_K, pages, own, begin, score_L, most_P, joined_TD[t, here])
             for d in range(width):
                 joined_TD[t, d] *= _silu(y_TO[t, 3 * width + d])
         _add_product(joined_TD, out[layer], x_TD)

@@ -15,8 +15,8 @@ from pinrec.requests import GenerationRequest
 VOCABULARY = Vocabulary()
 # With an MLP tower every part of a random model matters; a residual one begins with most of them at zero.
 CONFIG = ModelConfig(
-    width=16, layers=2, heads=2, history=32, stride=8, hash_buckets=256, id_width=8, bag_buckets=64, bag_width=32,
-    tower="mlp", bag_gain=0,
+    width=16, layers=2, heads=2, history=32, stride=8, local_window=12, hash_buckets=256, id_width=8, bag_buckets=64,
+    bag_width=32, tower="mlp", bag_gain=0,
 )  # fmt: skip
 NOW = 1_760_000_000.0
 TOPICS = ("rivers", "bread", "maps", "wool", "rare")

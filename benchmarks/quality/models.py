@@ -136,7 +136,7 @@ _DAY_S: Final = 86_400.0
 _KUAIRAND_OUTCOMES: Final = {"click": 0.57, "long_view": 0.39, "profile_enter": 0.02, "like": 0.02}
 _RATINGS: Final = {"like": 0.58, "neutral": 0.26, "dislike": 0.16}
 # What ML-1M's runs under leave-one-out were taken with.
-_MLP_TOWER: Final = {"tower": "mlp", "bag_width": 32, "bag_gain": 0.0}
+_EARLIER: Final = {"tower": "mlp", "bag_width": 32, "bag_gain": 0.0, "local_window": 0}
 
 _PINREC: Final = Entry(
     "pinrec.contender:PinRec",
@@ -150,7 +150,7 @@ _PINREC: Final = Entry(
             },
             "generation": {"mode": "unconditioned", "steps": 1},
         },
-        "ml1m loo": {"model": {"layers": 3} | _MLP_TOWER, "epochs": 45},
+        "ml1m loo": {"model": {"layers": 3} | _EARLIER, "epochs": 45},
         # Nine reviews a user, sixteen an item: an item begins as its words and categories, and reviews tell it apart as
         # far as they go. The last item is what is predicted at first. An ASIN begins with when it was given, and those
         # of products that were listed together are neighbours.
@@ -169,7 +169,7 @@ _PINREC: Final = Entry(
         },
         "disjoint": {
             # What is to be found lies days ahead: half of KuaiRand's targets more than two.
-            "model": {"history": 128, "dropout": 0.2, "max_offset_s": 14 * _DAY_S, "offsets_s": (_DAY_S, 5 * _DAY_S)},
+            "model": {"history": 128, "dropout": 0.2, "max_offset_s": 14 * _DAY_S, "offsets_s": (_DAY_S, 14 * _DAY_S)},
             "training": {
                 "window": 64, "batch_users": 32, "learning_rate": 2e-3, "uniform_negatives": 1024,
                 "id_decay": 3.0, "later_targets": 2, "averaging": 0.99,

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pinrec.config import ModelConfig, Vocabulary
 from pinrec.model import PinRecModel
 
-CONFIG = ModelConfig(width=16, layers=2, heads=2, hash_buckets=64, bag_buckets=64, id_width=8)
+CONFIG = ModelConfig(width=16, layers=2, heads=2, local_window=7, hash_buckets=64, bag_buckets=64, id_width=8)
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,27 @@ def test_decoding_token_by_token_equals_encoding_the_whole(model, lengths, more,
                 h_BD, states(model, x_BLD, [n + step + 1 for n in lengths]), atol=2e-5, rtol=2e-4
             )
     assert cache.length_B.tolist() == [n + more for n in lengths]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("window", "layers"), [(0, 2), (1, 2), (4, 3), (4, 1), (20, 2)])
+def test_the_last_layer_sees_all_events_and_the_others_the_latest(window, layers):
+    """Against every position's attention by itself, written out."""
+    torch.manual_seed(1)
+    config = ModelConfig(**CONFIG.model_dump() | {"local_window": window, "layers": layers})
+    backbone = PinRecModel(config, Vocabulary()).eval().backbone
+    x_LD = torch.randn(12, config.width)
+    expected = x_LD
+    for layer, block in enumerate(backbone.blocks):
+        looks_back = window if window and layer < layers - 1 else 12
+        q, k, v, gate = block.split(expected[None], backbone.rotary.angles(torch.arange(12)))
+        rows = []
+        for at in range(12):
+            seen = slice(max(0, at + 1 - looks_back), at + 1)
+            score_HL = (q[0, :, at, None] * k[0, :, seen]).sum(-1) / q.shape[-1] ** 0.5
+            rows.append((score_HL.softmax(-1)[..., None] * v[0, :, seen]).sum(1))
+        expected = block.join(expected[None], torch.stack(rows, 1)[None], gate)[0]
+    torch.testing.assert_close(backbone(x_LD[None])[0], backbone.norm(expected), atol=2e-5, rtol=2e-4)
 
 
 @torch.no_grad()

@@ -21,7 +21,9 @@ CLOSE_KEPT = {"atol": 6e-2, "rtol": 1e-2}  # what lies between two numbers of th
 
 def model_of(seed: int = 0, **config: object) -> PinRecModel:
     """Weights that are all different from how they begin: norms are not 1, biases not 0."""
-    shape: dict[str, object] = {"history": 24, "stride": 8, "hash_buckets": 64, "bag_buckets": 64}
+    shape: dict[str, object] = {
+        "history": 24, "stride": 8, "local_window": 7, "hash_buckets": 64, "bag_buckets": 64,
+    }  # fmt: skip
     torch.manual_seed(seed)
     model = PinRecModel(ModelConfig(**(shape | config)), VOCABULARY).eval().requires_grad_(False)
     for weight in model.parameters():
@@ -105,11 +107,11 @@ def test_a_token_of_zeros_does_no_harm() -> None:
 
 @pytest.mark.parametrize("kept", [torch.bfloat16, torch.float32, torch.int8], ids=str)
 @pytest.mark.parametrize("lengths", [(3,), (40, 1, 70), (32, 64, 33)], ids=str)
-@pytest.mark.parametrize("head_width", [32, 24, 6])
+@pytest.mark.parametrize(("head_width", "window"), [(32, 0), (24, 1), (24, 35), (6, 32), (6, 2), (6, 71)])
 def test_what_an_arena_keeps_is_gone_on_from_where_it_lies_and_in_one_piece(
-    lengths: tuple[int, ...], kept: torch.dtype, head_width: int
+    lengths: tuple[int, ...], kept: torch.dtype, head_width: int, window: int
 ) -> None:
-    model = model_of(seed=2, history=96, heads=2, width=2 * head_width)
+    model = model_of(seed=2, history=96, heads=2, width=2 * head_width, local_window=window)
     fused = FusedModel(model)
     x_BLD = model.tokens(*events(len(lengths), max(lengths) + 3, model.config.width))
     length_B = torch.tensor(lengths)
