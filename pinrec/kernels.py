@@ -264,7 +264,8 @@ def _attend(q_K, pages, own, first, score_L, most_P, attended_K):  # type: ignor
         _add_page(q_K, 0, width, key_NKP, block_M[m], score_L, begin)
         if scaled:
             _scale(score_P, key_scale_NP[block_M[m]])
-        score_P[: max(0, first - begin)] = -np.inf
+        if begin < first:
+            score_P[: first - begin] = -np.inf
         if m < whole:
             for p in range(size):
                 most_P[p] = max(most_P[p], score_P[p])

@@ -26,7 +26,7 @@ from serving.problems import Problem
 from serving.scheduler import Scheduler
 from serving.split import Split
 from serving.timings import Timings
-from streaming.process import keep_freed_memory
+from streaming.process import keep_freed_memory, tune_garbage_collection
 from streaming.publisher import EventPublisher
 from streaming.registry_of import registry_of
 from streaming.schema import EventCodec
@@ -263,7 +263,11 @@ class Engine:
 
     def _warm(self, bundle: Bundle) -> None:
         self._rehearse(bundle)
-        if self._live.bundle is None or not self._settings.serving.handover_s:
+        if self._live.bundle is None:
+            # Nobody is answered yet, and what stays is there: a walk through all of it stops a replica for 40 ms.
+            tune_garbage_collection()
+            return
+        if not self._settings.serving.handover_s:
             return
         # The states belong to the worker's thread; what is made for the new version is nobody's until it is theirs.
         recent = self._generator.submit(lambda: self._answerer.states.recent).result()

@@ -193,6 +193,10 @@ def test_embeddings_a_step_are_compared_with_one_a_step():
     assert "not run yet" in row(text, "4 embeddings a step over 1 embedding a step | unordered@10")
     more = row(text, "16 embeddings a step over 1 embedding a step | unordered@10")
     assert more.split(" | ")[-1].startswith("+")
+    claim = row(text, "PinRec-MT,OC over 1 embedding a step | unordered@10")
+    assert claim.endswith("| at least +16.0 % | met |")
+    assert "generating one at a time" in text
+    assert "generating one at a time" not in render([disjoint_run("pinrec", 0.4)])
 
 
 def test_document_and_plots_are_written(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """What a replica does with versions: lists them, moves the pointer, refuses with the remedy, and divides its users."""
 
 import asyncio
+import gc
 import time
 
 import pytest
@@ -46,6 +47,25 @@ def test_users_are_divided_and_every_answer_names_its_version(settings):
     assert status["split"]["v000001"]["share"] == 0.4
     # There is no Kafka here, so nothing is heard of items.
     assert [trouble for trouble in status["troubles"] if not trouble.startswith("item updates are not read")] == []
+
+
+def test_no_collection_walks_what_a_replica_held_when_it_began_to_serve(settings):
+    """A walk through the model and all that is imported stops every answer of a replica for tens of milliseconds."""
+    thresholds = gc.get_threshold()
+    gc.unfreeze()
+    try:
+        engine = Engine(settings, 0)
+        bundle = engine._live.bundle
+        assert gc.get_freeze_count() > 10_000
+        assert not any(each is bundle.model for each in gc.get_objects())
+        held = gc.get_freeze_count()
+        Registry(settings.state.registry).publish(small_bundle(seed=4))
+        engine._live.refresh()
+        assert engine._live.version == "v000004"
+        assert gc.get_freeze_count() <= held, "nor is it stopped by one when versions change"
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*thresholds)
 
 
 def test_the_pointer_is_moved_back_and_only_force_brings_a_withdrawn_version_again(settings):
