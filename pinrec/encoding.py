@@ -122,19 +122,17 @@ class NewEvents:
             n, last, surface = news[b], request.now, 0
             if request.history and windows[b]:
                 window = request.history.rows[-windows[b] :]
-                newest = window[-1]
-                end = float(newest["timestamp"])
-                last, surface = max(last, end) if counts[b] > n else end, int(newest["surface"])
+                rows = window[since[b] :]
+                hash_BL[b, :n], is_item_BL[b, :n] = rows["item_hash"], rows["is_query"] == 0
+                self._action_BL[b, :n], self._surface_BL[b, :n] = rows["action"], rows["surface"]
+                self._timestamp_BL[b, :n] = rows["timestamp"]
+                end = float(window["timestamp"][-1])
+                last, surface = max(last, end) if counts[b] > n else end, int(window["surface"][-1])
                 if since[b]:
                     before_B[b] = window["timestamp"][since[b] - 1]
-                if n:  # who only asks has none
-                    rows = window[since[b] :]
-                    hash_BL[b, :n], is_item_BL[b, :n] = rows["item_hash"], rows["is_query"] == 0
-                    self._action_BL[b, :n], self._surface_BL[b, :n] = rows["action"], rows["surface"]
-                    self._timestamp_BL[b, :n] = rows["timestamp"]
-                    if rows["is_query"].any():
-                        texts = request.history.item_ids[len(request.history) - n :]
-                        queries += [(b, int(at), texts[at]) for at in np.nonzero(rows["is_query"])[0]]
+                if rows["is_query"].any():
+                    texts = request.history.item_ids[len(request.history) - n :]
+                    queries += [(b, int(at), texts[at]) for at in np.nonzero(rows["is_query"])[0]]
             if counts[b] > n:
                 surface = surface if request.surface is None else request.surface
                 self._timestamp_BL[b, n : counts[b]], self._surface_BL[b, n : counts[b]] = last, surface

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
 import torch
 import xxhash
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch import Tensor
 from pinrec.arena import POSITIONS, Arena
 from pinrec.backbone import KVCache
 from pinrec.encoding import Encoded, NewEvents, Part, by_length, window_length
-from pinrec.history import History
+from pinrec.history import ROW, History
 from pinrec.requests import GenerationRequest
 
 if TYPE_CHECKING:
@@ -124,6 +125,9 @@ class UserStates:
         for new in (True, False):
             for part in by_length([b for b, known in enumerate(since) if (not known) == new], lengths):
                 mine, known = [requests[b] for b in part], [since[b] for b in part]
+                if not new and all(lengths[b] == since[b] for b in part):
+                    parts.append((part, self._as_kept(arena, mine, known)))
+                    continue
                 events = NewEvents(bundle, mine, known)
                 if new:
                     h_BLD, cache = bundle.fused.prefill(events.tokens(), events.count_B, self._kept)
@@ -135,6 +139,17 @@ class UserStates:
                 self._keep(arena, bundle, mine, events, cache, of_history_BD, [digests[b] for b in part], using)
                 parts.append((part, Encoded(h_BD, cache, events.last_B, events.last_surface_B)))
         return parts
+
+    def _as_kept(self, arena: Arena, requests: Sequence[GenerationRequest], known: Sequence[int]) -> Encoded:
+        """Histories that nothing has come to: who only asks pays for no more than looking up what is kept."""
+        states = [self._states[request.user_id or ""] for request in requests]
+        newest_B = np.array([request.history.rows[-1] for request in requests if request.history], ROW)
+        return Encoded(
+            torch.stack([state.h_D for state in states]),
+            arena.gather([state.blocks for state in states], torch.tensor(known), 0),
+            torch.from_numpy(newest_B["timestamp"].astype(np.float64)),
+            torch.from_numpy(newest_B["surface"].astype(np.int64)),
+        )
 
     def _ends(self, bundle: "Bundle", requests: Sequence[GenerationRequest], h_BLD: Tensor, count_B: Tensor) -> Tensor:
         """The states behind so many new events of each; where nothing is new, the one that is kept."""

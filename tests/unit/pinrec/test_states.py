@@ -9,7 +9,7 @@ from pinrec.config import GenerationConfig
 from pinrec.encoding import encode, from_scratch
 from pinrec.generation import generate
 from pinrec.hashing import hash_id
-from pinrec.history import History, HistoryEvent, merge
+from pinrec.history import ROW, History, HistoryEvent, merge
 from pinrec.requests import GenerationRequest
 from pinrec.states import UserStates
 from tests.small_bundle import CONFIG, NOW, small_bundle
@@ -119,6 +119,22 @@ def test_answers_are_those_of_encoding_from_scratch(bundles):
         )
     assert states.report.hits == 4
     assert states.report.users == 2
+
+
+def test_who_only_asks_again_is_told_where_and_when_the_history_ends(bundles):
+    states = UserStates(PLENTY, torch.float32)
+    row = np.zeros(1, ROW)
+    row["timestamp"], row["item_hash"], row["action"], row["surface"] = NOW - 5, hash_id("item-1"), 3, 1
+    on_search = History.of_rows(row)
+    requests = [asked("ada", on_search), asked("ben", history(*range(4)))]
+    states(bundles[0], requests)
+    ((index, again),) = states(bundles[0], requests)
+    first = encode(bundles[0], [requests[b] for b in index])
+    assert states.report.hits == 2
+    assert again.last_B.tolist() == first.last_B.tolist()
+    assert again.surface_B.tolist() == first.surface_B.tolist()
+    assert {0, 1} == set(again.surface_B.tolist())
+    assert again.cache.length_B.tolist() == first.cache.length_B.tolist()
 
 
 def test_a_state_is_used_only_under_the_bundle_that_made_it(bundles):
