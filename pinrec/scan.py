@@ -1,9 +1,9 @@
-"""The best rows of a small table by their inner products, compiled: FAISS takes three times as long over so few.
+"""The best rows of a small table by their inner products, compiled: FAISS takes up to 2.6 times as long.
 
 See `pinrec.compiled`. Shape suffixes: E queries, N rows, D width, K results.
 """
 
-from typing import Any, Final
+from typing import Final
 
 import numba as nb
 import numpy as np
@@ -12,7 +12,6 @@ import torch
 from pinrec.compiled import compiled, exact
 
 _f4, _i8 = nb.float32, nb.int64
-_tuple: Any = nb.types.Tuple
 _NONE: Final = np.float32(-np.inf)
 _TOGETHER: Final = 1 << 20  # scores: what is written stays in the cache until it is read
 _BLOCK: Final = 64  # scores that are compared with the worst of the best before any is looked at alone
@@ -38,7 +37,7 @@ def scan(x_ND: np.ndarray, q_ED: np.ndarray, k: int) -> tuple[np.ndarray, np.nda
 @exact
 def _key(score, row):  # type: ignore[no-untyped-def]
     """A number that orders as scores do, and equal ones by the lower row first."""
-    bits = np.float32(score).view(np.int32)
+    bits = np.float32(score + np.float32(0)).view(np.int32)  # -0 is 0
     ordered = np.int64(bits if bits >= 0 else np.int32(bits ^ np.int32(0x7FFFFFFF)))
     return (ordered << np.int64(32)) | (np.int64(0xFFFFFFFF) - np.int64(row))
 
