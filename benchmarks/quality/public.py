@@ -72,9 +72,8 @@ TRIED: Final = {
         "one, finds more in 160 items than the usual budget (*1 embedding a step*, under "
         "[ablations](#ablations-on-kuairand-pure-2-folds)). That is the reason: a click comes with nearly all of "
         "what is found, so places spent on another outcome go to items that are less often clicked, and a model "
-        "without conditions, which learns from the same events, spends none so. Where an outcome divides what "
-        "users want, as ratings do, conditions pay at an equal number of distinct items too "
-        "([ML-1M](#ml-1m-disjoint-users))."
+        "without conditions, which learns from the same events, spends none so. Where targets lie minutes apart, "
+        "several offsets pay at an equal number of distinct items too ([ML-1M](#ml-1m-disjoint-users))."
     ),
 }
 """What was done where a goal is not reached, and what the learning curves say."""
