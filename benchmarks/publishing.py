@@ -69,7 +69,7 @@ def measure(work: Path, quick: bool, progress: Progress) -> Result:
                     outcomes=one.outcomes, search=one.index.search,
                 )  # fmt: skip
         with watch("earlier events, predicted by both versions"):
-            earlier_recalls(live, bundle, seen, np.arange(known_rows), generation.steps)
+            earlier_recalls(live, bundle, seen, np.arange(known_rows), generation)
         with watch("files written, hashed, flushed, loaded and checked"):
             version = registry.publish(bundle, learner.state(), activate=False)
         with watch("lists of a sample of users compared, version activated"):

@@ -68,6 +68,24 @@ def spread(places: int, embeddings: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=1_024)
+def aims_of_steps(outcomes: int, steps: int, in_turn: bool) -> np.ndarray:
+    """int64[steps, A], not to be written to: which outcomes, by number, each step aims at; -1 where it has fewer.
+
+    All of them in every step; `in_turn`, they are dealt over the steps like cards: one a step where there are enough
+    steps, again and again from the first, else as few as leave none out.
+    """
+    if not in_turn:
+        aims_SA = np.tile(np.arange(outcomes), (steps, 1))
+    elif outcomes <= steps:
+        aims_SA = (np.arange(steps) % outcomes)[:, None]
+    else:
+        aims_SA = np.arange(steps)[:, None] + steps * np.arange(math.ceil(outcomes / steps))
+        aims_SA[aims_SA >= outcomes] = -1
+    aims_SA.setflags(write=False)
+    return aims_SA
+
+
+@lru_cache(maxsize=1_024)
 def places(outcome_E: tuple[int, ...], shares: tuple[tuple[int, float], ...], k: int) -> np.ndarray:
     """int64[E], not to be written to: k places over outcomes by their shares, then evenly over each one's embeddings.
 

@@ -199,7 +199,8 @@ def _contenders(
         "SASRec": partial(SASRec, split, sasrec, config.seed),
     }
     aims, offsets = _aims(split), len(config.model.offsets_s)
-    embeddings_a_step = {"unconditioned": 1, "outcome": len(aims), "multi_token": len(aims) * offsets}
+    at_once = 1 if config.generation.in_turn else len(aims)
+    embeddings_a_step = {"unconditioned": 1, "outcome": at_once, "multi_token": at_once * offsets}
     steps = -(-EMBEDDINGS // (len(aims) * offsets)) if protocol == "disjoint" else 1
     embeddings = steps * len(aims) * offsets if protocol == "disjoint" else 1
     for name, mode in PINREC.items():

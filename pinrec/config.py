@@ -198,6 +198,10 @@ class GenerationConfig(Frozen):
 
     mode: Mode = "multi_token"
     steps: int = Field(2, ge=1, le=64, description="decode steps; each emits outcomes x offsets embeddings")
+    in_turn: bool = Field(
+        False,
+        description="a step aims at one outcome, the next at the next; needs more steps, finds more different items",
+    )
     compression: float = Field(0.95, gt=-1, le=1, description="embeddings with a higher cosine are merged")
     overfetch: float = Field(2.0, ge=1, description="candidates fetched per slot before filters")
     rerank: int = Field(

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pinrec.budget import compress
+from pinrec.budget import aims_of_steps, compress
 from pinrec.config import Mode, Vocabulary
 from pinrec.dataset import EventColumns
 from pinrec.exact import Rows
@@ -75,6 +75,7 @@ def prequential(
     *,
     mode: Mode = "multi_token",
     steps: int = 2,
+    in_turn: bool = False,
     outcomes: Mapping[str, float] | None = None,
     only: str | None = None,
     popularity: Popularity | None = None,
@@ -95,7 +96,7 @@ def prequential(
 
     Args:
         table: item vectors float32[N, D] in the order of `catalogue`.
-        mode, steps: how answers are made.
+        mode, steps, in_turn: how answers are made; see `GenerationConfig`.
         outcomes: budget over outcome names; None = as frequent as before `since_row`.
         only: count targets of this outcome only.
         popularity: of the events before `since_row`; None computes it.
@@ -114,7 +115,8 @@ def prequential(
     """
     before = events.before(since_row)
     popularity = popularity or Popularity.of(before, catalogue, model.vocabulary)
-    lists = _Lists(model, search or exact_search(table), mode, outcomes or outcome_shares(before, model.vocabulary))
+    outcomes = outcomes or outcome_shares(before, model.vocabulary)
+    lists = _Lists(model, search or exact_search(table), mode, steps, in_turn, outcomes)
     counts = _counted(events, catalogue, model.vocabulary, since_row, only, among)
     events, since_row, counts = _of_some_users(events, since_row, counts, max_users, seed)
     windows, subjects = Windows(events, model.vocabulary), Subjects(events, catalogue, model.config)
@@ -124,7 +126,7 @@ def prequential(
     for at in range(0, len(cases.length_B), BATCH):
         rows = slice(at, at + BATCH)
         tokens = _tokens(model, windows, subjects, events, cases.position_BL[rows, : cases.length_B[rows].max()])
-        made = lists.make(tokens, cases.length_B[rows], cases.seen[rows], steps, k)
+        made = lists.make(tokens, cases.length_B[rows], cases.seen[rows], k)
         for (found, pooled), targets, seen in zip(made, cases.targets[rows], cases.seen[rows], strict=True):
             unseen = popular[: k + len(seen)]
             unseen = unseen[~np.isin(unseen, seen)][:k]
@@ -234,17 +236,29 @@ def _tokens(
 class _Lists:
     """Free-running generation as serving does it, without its filters and caches."""
 
-    def __init__(self, model: PinRecModel, search: Search, mode: Mode, outcomes: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        model: PinRecModel,
+        search: Search,
+        mode: Mode,
+        steps: int,
+        in_turn: bool,
+        outcomes: Mapping[str, float],
+    ) -> None:
         self.model, self.search = model, search
         aims = {-1: 1.0}
         if mode != "unconditioned" and outcomes:
-            aims = {model.vocabulary.action_index[name]: share for name, share in outcomes.items() if share > 0}
+            index = model.vocabulary.action_index
+            largest_first = sorted(outcomes.items(), key=lambda pair: -pair[1])
+            aims = {index[name]: share for name, share in largest_first if share > 0}
         offsets = model.config.offsets_s if mode == "multi_token" else (-1.0,)
-        self.outcome_E = torch.tensor([aim for aim in aims for _ in offsets])
-        self.offset_E = torch.tensor([offset for _ in aims for offset in offsets])
-        self.share_E = np.array([share / len(offsets) for share in aims.values() for _ in offsets])
-        self.share_E /= self.share_E.sum()
-        self.leading = int(self.share_E.argmax())
+        number_SE = np.repeat(aims_of_steps(len(aims), steps, in_turn), len(offsets), axis=1)
+        self.outcome_SE = torch.tensor([*aims, -1])[number_SE]  # no outcome is number -1, the last one
+        self.offset_E = torch.tensor(offsets).repeat(number_SE.shape[1] // len(offsets))
+        # An outcome's share is divided among its embeddings; the last number is that of none, which has no share.
+        embeddings = np.bincount(number_SE[number_SE >= 0], minlength=len(aims) + 1)
+        share = np.array([*aims.values(), 0.0]) / np.maximum(1, embeddings) / sum(aims.values())
+        self.share_E = share[number_SE].reshape(-1)
 
     @torch.no_grad()
     def make(
@@ -252,7 +266,6 @@ class _Lists:
         tokens: tuple[Tensor, Tensor, Tensor],
         length_B: NDArray[np.int64],
         seen: list[NDArray[np.int64]],
-        steps: int,
         k: int,
     ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """For each row k rows in all, and the rows in any embedding's own top k; none of them seen."""
@@ -260,19 +273,19 @@ class _Lists:
         rows, last = torch.arange(len(x_BLD)), torch.from_numpy(length_B) - 1
         h_BLD, cache = model.prefill(x_BLD, last + 1)
         h_BD, now, surface = h_BLD[rows, last], timestamp_BL[rows, last], surface_BL[rows, last]
-        outcome_BE, offset_BE = (v.expand(len(rows), -1) for v in (self.outcome_E, self.offset_E))
-        emitted = []
-        for step in range(steps):
+        offset_BE, emitted = self.offset_E.expand(len(rows), -1), []
+        for step, outcome_E in enumerate(self.outcome_SE):
+            outcome_BE = outcome_E.expand(len(rows), -1)
             e_BED = model.head(h_BD, outcome_BE, torch.full_like(outcome_BE, -1), offset_BE)
             emitted.append(e_BED)
-            if step + 1 < steps:
-                aim = int(self.outcome_E[self.leading])
+            if step + 1 < len(self.outcome_SE):
+                aim = int(outcome_E[0])
                 action = torch.full_like(last, aim if aim >= 0 else min(model.vocabulary.engaging))
-                h_BD = model.decode(model.tokens(e_BED[:, self.leading], action, surface, now, now), cache)
+                h_BD = model.decode(model.tokens(e_BED[:, 0], action, surface, now, now), cache)
         made_BED = torch.cat(emitted, 1).numpy()
         share_BE, aimed_BE = (
-            np.broadcast_to(np.tile(of_step, steps), made_BED.shape[:2])
-            for of_step in (np.rint(_SHARES * self.share_E).astype(np.int64), self.outcome_E.numpy())
+            np.broadcast_to(of_all, made_BED.shape[:2])
+            for of_all in (np.rint(_SHARES * self.share_E).astype(np.int64), self.outcome_SE.flatten().numpy())
         )
         share_BE = compress(made_BED, aimed_BE, share_BE, _ALIKE)
         found = self._unseen(made_BED, share_BE > 0, seen, k)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pinrec.backbone import KVCache
-from pinrec.budget import normalised, places
+from pinrec.budget import aims_of_steps, normalised, places
 from pinrec.config import GenerationConfig
 from pinrec.delta import Delta, View
 from pinrec.encoding import Encoded, Encoder, encode, from_scratch
@@ -113,9 +113,10 @@ def embed(
     config: GenerationConfig,
     encoded: Encoded | None = None,
 ) -> Embeddings:
-    """Generate outcomes x offsets embeddings in each of `config.steps` steps.
+    """Generate outcomes x offsets embeddings in each of `config.steps` steps; with `in_turn`, of one outcome in each.
 
-    Only the immediate next one (the largest share's outcome, the nearest offset) is fed back as the next token.
+    Only the immediate next one (the step's outcome of the largest share, the nearest offset) is fed back as the next
+    token.
 
     Args:
         encoded: of these requests, if the caller has it; its cache grows by steps - 1.
@@ -135,9 +136,9 @@ def _embed(bundle: "Bundle", part: _Part, outcomes: int, config: GenerationConfi
     model, conditioned = bundle.fused, config.mode != "unconditioned"
     offsets = np.array(model.config.offsets_s if config.mode == "multi_token" else (math.nan,))
     nearest = int(offsets.argmin()) if config.mode == "multi_token" else 0
-    aims = _outcomes(bundle, part.shares, outcomes)
-    outcome_BE = np.repeat(aims if conditioned else np.full((len(requests), 1), ANY), len(offsets), axis=1)
-    offset_E = np.concatenate([offsets] * (outcome_BE.shape[1] // len(offsets)))
+    aims_SBA = _outcomes(bundle, part.shares, outcomes, config.steps, config.in_turn and conditioned)
+    outcome_SBE = np.repeat(aims_SBA if conditioned else np.full_like(aims_SBA[..., :1], ANY), len(offsets), axis=2)
+    offset_E = np.concatenate([offsets] * (outcome_SBE.shape[2] // len(offsets)))
     surface_B, next_surface_B, now_B = _moment(requests, encoded)
     e_BED = generated(
         model,
@@ -145,21 +146,20 @@ def _embed(bundle: "Bundle", part: _Part, outcomes: int, config: GenerationConfi
         encoded.cache,
         Moment(encoded.last_B, now_B, next_surface_B),
         Aims(
-            torch.from_numpy(outcome_BE),
-            (surface_B if conditioned else torch.full_like(surface_B, ANY))[:, None].expand(outcome_BE.shape),
+            torch.from_numpy(outcome_SBE),
+            surface_B if conditioned else torch.full_like(surface_B, ANY),
             torch.from_numpy(offset_E),
-            torch.from_numpy(aims[:, 0].copy()),
+            torch.from_numpy(aims_SBA[:, :, 0].copy()),
             nearest,
         ),
-        config.steps,
     )
-    every_step_BE = np.concatenate([outcome_BE] * config.steps, 1)
+    outcome_BE = np.concatenate(outcome_SBE, 1)
     return Embeddings(
         e_BED=e_BED.numpy(),
-        outcome_BE=every_step_BE,
+        outcome_BE=outcome_BE,
         offset_E=np.concatenate([offset_E] * config.steps),
         step_E=np.repeat(np.arange(config.steps), len(offset_E)),
-        slots_BE=_slots(bundle, requests, part.shares if conditioned else None, every_step_BE),
+        slots_BE=_slots(bundle, requests, part.shares if conditioned else None, outcome_BE),
     )
 
 
@@ -179,42 +179,42 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Aims:
-    """What the embeddings of each step aim at.
+    """What the E embeddings of each of S steps aim at.
 
     Attributes:
-        outcome_BE, surface_BE: int64, as `PinRecModel.head` takes them.
+        outcome_SBE: int64, as `PinRecModel.head` takes them.
+        surface_B: int64, of all embeddings; as it takes them.
         offset_E: float64, seconds from now; NaN where none is aimed at.
-        next_B: int64, the action that the embedding fed back is taken to meet with.
+        next_SB: int64, the action that the embedding fed back is taken to meet with.
         fed_back: number of that embedding in a step.
     """
 
-    outcome_BE: Tensor
-    surface_BE: Tensor
+    outcome_SBE: Tensor
+    surface_B: Tensor
     offset_E: Tensor
-    next_B: Tensor
+    next_SB: Tensor
     fed_back: int
 
 
-def generated(
-    model: PinRecModel | FusedModel, h_BD: Tensor, cache: KVCache, moment: Moment, aims: Aims, steps: int
-) -> Tensor:
-    """The embeddings of all steps one behind the other, float32[B, steps x E, D], on the model's device.
+def generated(model: PinRecModel | FusedModel, h_BD: Tensor, cache: KVCache, moment: Moment, aims: Aims) -> Tensor:
+    """The embeddings of all steps one behind the other, float32[B, S E, D], on the model's device.
 
     Nothing in it asks what a tensor holds, so a GPU runs it as one captured graph.
 
     Args:
         h_BD: state at each last event.
-        cache: of the histories; it grows by steps - 1.
+        cache: of the histories; it grows by S - 1.
     """
     longest_s, last_B, made = model.config.max_offset_s, moment.last_B, []
+    steps, surface_BE = len(aims.outcome_SBE), aims.surface_B[:, None].expand(aims.outcome_SBE.shape[1:])
     for step in range(steps):
         # Seconds from each last event, as offsets count from now; -1 where none is aimed at.
         pause_B1 = (moment.now_B - last_B).clamp(0, longest_s)[:, None]
         offset_BE = (pause_B1 + aims.offset_E).clamp(max=longest_s).nan_to_num(float(ANY)).float()
-        e_BED = model.head(h_BD, aims.outcome_BE, aims.surface_BE, offset_BE)
+        e_BED = model.head(h_BD, aims.outcome_SBE[step], surface_BE, offset_BE)
         made.append(e_BED)
         if step + 1 < steps:
-            x_BD = model.tokens(e_BED[:, aims.fed_back], aims.next_B, moment.surface_B, moment.now_B, last_B)
+            x_BD = model.tokens(e_BED[:, aims.fed_back], aims.next_SB[step], moment.surface_B, moment.now_B, last_B)
             h_BD, last_B = model.decode(x_BD, cache), moment.now_B
     return torch.cat(made, 1) if steps > 1 else made[0]
 
@@ -241,12 +241,21 @@ def _all_shares(
     return [usual if request.outcomes is None else _shares(bundle, request, config) for request in requests]
 
 
-def _outcomes(bundle: "Bundle", shares: Sequence[dict[str, float]], most: int) -> np.ndarray:
-    """int64[B, O]: each row's outcomes, largest share first; -1 behind a row's last."""
-    index = bundle.vocabulary.action_index
-    different = {id(names): names for names in shares}
-    made = {key: [index[name] for name in names] + [ANY] * (most - len(names)) for key, names in different.items()}
-    return np.array([made[id(names)] for names in shares], np.int64)
+def _outcomes(bundle: "Bundle", shares: Sequence[dict[str, float]], most: int, steps: int, in_turn: bool) -> np.ndarray:
+    """int64[S, B, A]: the outcomes that a row aims at in each step, larger shares first; -1 behind the last.
+
+    Args:
+        most: outcomes of a row.
+        steps, in_turn: see `aims_of_steps`.
+    """
+    index, width = bundle.vocabulary.action_index, aims_of_steps(most, steps, in_turn).shape[1]
+    made = {}
+    for names in shares:
+        if id(names) not in made:
+            of_row = np.array([*(index[name] for name in names), ANY])  # no outcome is number -1, the last one
+            aims_SA = of_row[aims_of_steps(len(names), steps, in_turn)]
+            made[id(names)] = np.pad(aims_SA, ((0, 0), (0, width - aims_SA.shape[1])), constant_values=ANY)
+    return np.stack([made[id(names)] for names in shares], 1)
 
 
 def _slots(

@@ -60,7 +60,7 @@ class Candidates:
             BundleError: what was written fails a check; the same.
         """
         if serving is not None:
-            recalls = earlier_recalls(serving, candidate, events, earlier, self._generation.steps)
+            recalls = earlier_recalls(serving, candidate, events, earlier, self._generation)
             metrics = candidate.manifest.metrics | recalls
             candidate = replace(candidate, manifest=candidate.manifest.model_copy(update={"metrics": metrics}))
         version = self._registry.publish(candidate, learner, activate=False)
@@ -93,7 +93,7 @@ class Candidates:
 
 
 def earlier_recalls(
-    serving: Bundle, candidate: Bundle, events: EventColumns, earlier: NDArray[np.int64], steps: int
+    serving: Bundle, candidate: Bundle, events: EventColumns, earlier: NDArray[np.int64], generation: GenerationConfig
 ) -> dict[str, float]:
     """Recall@10 of both versions on the newest of the `earlier` rows of the events; none where there are no such rows.
 
@@ -118,7 +118,8 @@ def earlier_recalls(
             recent,
             first,
             mode=bundle.manifest.mode,
-            steps=steps,
+            steps=generation.steps,
+            in_turn=generation.in_turn,
             outcomes=bundle.outcomes,
             popularity=serving.popularity,
             search=bundle.index.search,

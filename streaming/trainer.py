@@ -405,6 +405,7 @@ class Trainer:
             _K,
             mode=bundle.manifest.mode,
             steps=self._generation.steps,
+            in_turn=self._generation.in_turn,
             outcomes=bundle.outcomes,
             search=bundle.index.search,
             among=among,

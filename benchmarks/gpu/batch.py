@@ -132,13 +132,13 @@ class Batch:
             row_B, last_B = torch.arange(self.size, device=large.device), self._length_B - 1
             now_B = torch.full_like(self._timestamp_BL[:, 0], NOW)
             surface_B = surface_BL[row_B, last_B]
-            outcome_BE = large.outcome_E.expand(self.size, -1)
+            outcome_SBE = large.outcome_E.expand(self._steps, self.size, -1)
             aims = Aims(
-                outcome_BE,
-                surface_B[:, None].expand(outcome_BE.shape),
+                outcome_SBE,
+                surface_B,
                 large.offset_E,
-                outcome_BE[:, 0],
+                outcome_SBE[:, :, 0],
                 int(np.argmin(large.config.offsets_s)),
             )
             moment = Moment(self._timestamp_BL[row_B, last_B], now_B, surface_B)
-            return generated(model, h_BLD[row_B, last_B], cache, moment, aims, self._steps).float()
+            return generated(model, h_BLD[row_B, last_B], cache, moment, aims).float()

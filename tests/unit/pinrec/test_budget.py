@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pinrec.budget import BudgetError, compress, normalised, places, slots, spread
+from pinrec.budget import BudgetError, aims_of_steps, compress, normalised, places, slots, spread
 from pinrec.config import Vocabulary
 
 VOCABULARY = Vocabulary()
@@ -51,6 +51,22 @@ def test_a_budget_that_cannot_be_spent_names_field_and_remedy(outcomes, field, r
         normalised(outcomes, VOCABULARY)
     assert refused.value.field == field
     assert remedy in refused.value.remedy
+
+
+@given(st.integers(1, 12), st.integers(1, 64))
+def test_outcomes_in_turn_share_the_steps_evenly_and_none_is_left_out(outcomes, steps):
+    dealt_SA = aims_of_steps(outcomes, steps, in_turn=True)
+    of_each = np.bincount(dealt_SA[dealt_SA >= 0], minlength=outcomes)
+    assert of_each.min() >= 1
+    assert of_each.max() - of_each.min() <= 1
+    assert len(of_each) == outcomes
+    assert dealt_SA.shape == (steps, math.ceil(outcomes / steps))
+    assert (dealt_SA[:, 0] == np.arange(steps) % outcomes).all(), "a step's first is fed back: it is never none"
+
+
+@given(st.integers(1, 12), st.integers(1, 64))
+def test_a_step_aims_at_all_outcomes_where_they_take_no_turns(outcomes, steps):
+    assert aims_of_steps(outcomes, steps, in_turn=False).tolist() == [list(range(outcomes))] * steps
 
 
 @given(st.integers(0, 500), st.integers(1, 64))

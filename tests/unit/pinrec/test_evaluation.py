@@ -4,10 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from pinrec.config import ModelConfig, Vocabulary
+from pinrec.config import GenerationConfig, ModelConfig, Vocabulary
+from pinrec.contender import packed_rows
 from pinrec.evaluation import outcome_shares, prequential
+from pinrec.generation import embed
+from pinrec.history import History
 from pinrec.items import Catalogue, Item
 from pinrec.model import PinRecModel
+from pinrec.protocols import UserLog
+from pinrec.requests import GenerationRequest
+from tests.small_bundle import small_bundle
 from tests.unit.pinrec.events import log
 
 VOCABULARY = Vocabulary()
@@ -64,6 +70,27 @@ def test_events_after_the_request_do_not_change_what_is_generated(model):
     for later in ([("u", "i5", "click", 3)], [("u", "i7", "save", 9), ("u", "i8", "click", 10)]):
         evaluate(model, log(*past, *later), 2, search=recorder, outcomes={"click": 1.0})
     np.testing.assert_allclose(lists[0], lists[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_a_candidate_is_judged_by_the_embeddings_that_serving_makes(in_turn):
+    bundle, searched = small_bundle(), []
+    past = [("u", "item-3", "click", 1), ("u", "item-8", "save", 40), ("u", "item-9", "click", 90)]
+    events = log(*past, ("u", "item-5", "click", 95))
+
+    def recorder(queries, k):
+        searched.append(queries)
+        return bundle.index.search(queries, k)
+
+    outcomes = {"save": 0.2, "click": 0.5, "share": 0.3}
+    how = {"mode": "multi_token", "steps": 4, "in_turn": in_turn}
+    prequential(bundle.model, bundle.table[:], bundle.catalogue, events, 3, outcomes=outcomes, search=recorder, **how)
+    rows = packed_rows(UserLog.of(events.before(3), bundle.catalogue, VOCABULARY))
+    asked = GenerationRequest(History.of_rows(rows, None), k=10, now=90.0, outcomes=outcomes)
+    served_ED = embed(bundle, [asked], GenerationConfig(**how)).e_BED[0]
+    cosine_QE = searched[0] @ served_ED.T
+    assert cosine_QE.max(1) == pytest.approx(1, abs=1e-5), "nothing is searched for that serving would not"
+    assert cosine_QE.max(0).min() > 0.95, "nothing is left out but what is nearly the same"
 
 
 def test_shares_are_those_of_the_log_and_nobody_to_test_gives_nan(model):

@@ -177,17 +177,16 @@ def test_all_steps_are_those_of_the_model(rows: int) -> None:
     last_B = 1.7e9 + 1e3 * torch.rand(rows, dtype=torch.float64)
     moment = Moment(last_B, last_B + 1e4 * torch.rand(rows, dtype=torch.float64), torch.randint(3, (rows,)))
     offset_E = torch.tensor([60.0, math.nan, 3_600.0, 60.0] * 4, dtype=torch.float64)
-    shape = rows, len(offset_E)
     aims = Aims(
-        torch.randint(-1, len(VOCABULARY.actions), shape),
-        torch.randint(-1, len(VOCABULARY.surfaces), (rows, 1)).expand(shape),
+        torch.randint(-1, len(VOCABULARY.actions), (3, rows, len(offset_E))),
+        torch.randint(-1, len(VOCABULARY.surfaces), (rows,)),
         offset_E,
-        torch.randint(len(VOCABULARY.actions), (rows,)),
+        torch.randint(len(VOCABULARY.actions), (3, rows)),
         2,
     )
     ends = []
     for one in (model, fused):
         h_BLD, cache = one.prefill(x_BLD, length_B)
-        ends.append(generated(one, h_BLD[torch.arange(rows), length_B - 1], cache, moment, aims, 3))
+        ends.append(generated(one, h_BLD[torch.arange(rows), length_B - 1], cache, moment, aims))
         assert (cache.length_B == length_B + 2).all()
     torch.testing.assert_close(ends[1], ends[0], **CLOSE)

@@ -101,7 +101,19 @@ def test_a_step_emits_outcomes_times_offsets_embeddings(bundle, mode, per_step):
     assert np.linalg.norm(embeddings.e_BED, axis=2) == pytest.approx(1, abs=1e-5)
 
 
-def from_scratch(bundle, asked, mode, steps):
+@pytest.mark.parametrize(("steps", "wanted"), [(4, [[0], [1], [2], [0]]), (2, [[0, 2], [1, -1]])])
+def test_outcomes_in_turn_are_one_a_step_or_as_few_as_leave_none_out(bundle, steps, wanted):
+    outcomes = {"save": 0.2, "click": 0.5, "share": 0.3}
+    aims = [VOCABULARY.action_index[name] for name in ("click", "share", "save")] + [-1]
+    config = GenerationConfig(mode="multi_token", steps=steps, in_turn=True)
+    embeddings = embed(bundle, [request(k=9, outcomes=outcomes)], config)
+    expected = [aims[number] for step in wanted for number in step for _ in CONFIG.offsets_s]
+    assert embeddings.outcome_BE[0].tolist() == expected
+    places = {aim: int(embeddings.slots_BE[0][embeddings.outcome_BE[0] == aim].sum()) for aim in aims}
+    assert list(places.values()) == [4, 3, 2, 0], "the budget is the same, however the embeddings are made"
+
+
+def from_scratch(bundle, asked, mode, steps, in_turn=False):
     """The same embeddings with the whole sequence encoded anew for every step."""
     model, rows = bundle.model, asked.history.rows[-CONFIG.history :]
     item = []
@@ -119,10 +131,12 @@ def from_scratch(bundle, asked, mode, steps):
     timestamp = rows["timestamp"].tolist()
     names = list(normalised(asked.outcomes or bundle.outcomes, VOCABULARY))
     aims = [VOCABULARY.action_index[name] for name in names]
-    outcome = {"unconditioned": [-1], "outcome": aims}.get(mode) or [a for a in aims for _ in CONFIG.offsets_s]
     to = -1 if mode == "unconditioned" or asked.surface is None else asked.surface
     generated = []
-    for _ in range(steps):
+    for step in range(steps):
+        now_aimed_at = [aims[step % len(aims)]] if in_turn and mode != "unconditioned" else aims
+        outcome = {"unconditioned": [-1], "outcome": now_aimed_at}.get(mode)
+        outcome = outcome or [a for a in now_aimed_at for _ in CONFIG.offsets_s]
         times = torch.tensor([timestamp], dtype=torch.float64)
         x = model.tokens(
             torch.stack(item)[None],
@@ -133,19 +147,21 @@ def from_scratch(bundle, asked, mode, steps):
         )
         h, _ = model.prefill(x, torch.tensor([len(item)]))
         pause = max(0.0, asked.now - timestamp[-1])
-        offset = [pause + o for _ in aims for o in CONFIG.offsets_s] if mode == "multi_token" else [-1.0] * len(outcome)
+        offset = [pause + o for _ in now_aimed_at for o in CONFIG.offsets_s]
+        offset = offset if mode == "multi_token" else [-1.0] * len(outcome)
         e = model.head(h[:, -1], torch.tensor([outcome]), torch.full((1, len(outcome)), to), torch.tensor([offset]))[0]
         generated.append(e)
         item.append(e[0])
-        action.append(aims[0])
+        action.append(now_aimed_at[0])
         surface.append(surface[-1] if asked.surface is None else asked.surface)
         timestamp.append(max(asked.now, timestamp[-1]))
     return torch.cat(generated).numpy()
 
 
+@pytest.mark.parametrize("in_turn", [False, True])
 @pytest.mark.parametrize("mode", MODES)
 @torch.inference_mode()
-def test_cached_generation_equals_generation_from_scratch(bundle, mode):
+def test_cached_generation_equals_generation_from_scratch(bundle, mode, in_turn):
     asked = [
         request(length, seed, surface=surface, outcomes=outcomes)
         for seed, (length, surface, outcomes) in enumerate(
@@ -154,9 +170,9 @@ def test_cached_generation_equals_generation_from_scratch(bundle, mode):
     ]
     elsewhere = {int(each.history.rows["surface"][-1]) != each.surface for each in asked if each.surface is not None}
     assert True in elsewhere, "a list must be asked for on another surface than the last event's"
-    together = embed(bundle, asked, GenerationConfig(mode=mode, steps=4))
+    together = embed(bundle, asked, GenerationConfig(mode=mode, steps=4, in_turn=in_turn))
     for b, each in enumerate(asked):
-        expected = from_scratch(bundle, each, mode, 4)
+        expected = from_scratch(bundle, each, mode, 4, in_turn)
         real = np.ones(len(together.outcome_BE[b]), bool) if mode == "unconditioned" else together.outcome_BE[b] >= 0
         assert np.abs(together.e_BED[b][real] - expected).max() < 1e-5
 
