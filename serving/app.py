@@ -1,8 +1,9 @@
 """The Serve application: what a deploy file's `import_path: serving.app:build` names."""
 
-from typing import Any
+from typing import Any, Final
 
 from ray import serve
+from ray.serve.config import BackpressureConfig
 
 from serving.config import AppSettings
 from serving.gateway import Gateway
@@ -10,6 +11,9 @@ from serving.ingestor import IngestorDeployment
 from serving.recommender import Recommender
 from serving.tokens import ensure_token
 from serving.trainer import TrainerDeployment
+
+_OTHERS: Final = 256
+"""Requests in a Gateway beside its queries: events on their way to Kafka, and queries that are just being refused."""
 
 
 def build(settings: AppSettings) -> serve.Application:
@@ -20,10 +24,15 @@ def build(settings: AppSettings) -> serve.Application:
     ensure_token(settings)
     recommender = _bind(Recommender, settings)
     ingestor = _bind(IngestorDeployment, settings, recommender)
-    return _bind(Gateway, settings, recommender, ingestor, _bind(TrainerDeployment, settings))
+    # Serve lets in more queries than may wait, so that it is the scheduler who refuses: it knows how long they waited.
+    limits = {
+        "max_ongoing_requests": settings.serving.most_queries + _OTHERS,
+        "backpressure_config": BackpressureConfig(retry_after_s=1),
+    }
+    return _bind(Gateway, settings, recommender, ingestor, _bind(TrainerDeployment, settings), **limits)
 
 
-def _bind(deployment: Any, *args: Any) -> serve.Application:
+def _bind(deployment: Any, *args: Any, **options: Any) -> serve.Application:
     """Serve's decorator keeps the class's type, which has no `bind` for a type checker."""
-    application: serve.Application = deployment.bind(*args)
+    application: serve.Application = deployment.options(**options).bind(*args)
     return application

@@ -56,7 +56,7 @@ class DeployFile:
             application = next(a for a in config["applications"] if a["name"] == APP)
         except (TypeError, KeyError, StopIteration):
             raise DeployError(f"{path}: applications: one must have the name '{APP}'") from None
-        return cls(config, _settings(path, application.get("args") or {}))
+        return cls(config, _settings(path, application))
 
     def override(self, **parts: dict[str, Any]) -> None:
         """Replace single settings by part, such as kafka={"bootstrap": "127.0.0.1:9092"}.
@@ -68,7 +68,7 @@ class DeployFile:
         for part, values in parts.items():
             args[part] = {**(args.get(part) or {}), **values}
         self._application["args"] = args
-        self.settings = _settings(Path("overrides"), args)
+        self.settings = _settings(Path("overrides"), self._application)
 
     @property
     def http(self) -> tuple[str, int]:
@@ -93,11 +93,20 @@ class DeployFile:
         return application
 
 
-def _settings(source: Path, args: dict[str, Any]) -> AppSettings:
+def _settings(source: Path, application: dict[str, Any]) -> AppSettings:
     try:
-        return AppSettings.model_validate(args)
+        settings = AppSettings.model_validate(application.get("args") or {})
     except ValidationError as error:
         raise DeployError(f"{source}: args.{first_problem(error)}") from None
+    for deployment in application.get("deployments") or ():
+        most = deployment.get("max_ongoing_requests") if isinstance(deployment, dict) else None
+        if isinstance(most, int) and deployment.get("name") == "Gateway" and most <= settings.serving.most_queries:
+            raise DeployError(
+                f"{source}: deployments.Gateway.max_ongoing_requests: with {most}, queries would wait where neither "
+                "serving.max_queue nor serving.deadline_s ends it; leave it out, or set more than serving.max_queue + "
+                f"serving.max_batch, {settings.serving.most_queries}"
+            )
+    return settings
 
 
 class LocalCluster:

@@ -49,6 +49,11 @@ class ServingSettings(Frozen):
         None, description="holds the token for deletions and model changes; none = <state.root>/admin-token"
     )
 
+    @property
+    def most_queries(self) -> int:
+        """Queries in a replica: all that may wait, and the batch that is worked on."""
+        return self.max_queue + self.max_batch
+
 
 class AppSettings(Frozen):
     """Everything a PinRec application is told."""

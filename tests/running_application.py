@@ -54,7 +54,8 @@ class RunningApplication:
             trainer={"interval_s": 2, "min_events": 150, "keep_versions": 1_000},
             # Models of twenty steps on chance events need not be good.
             gate={"recall_drop": 1, "diversity": 0, "item_share": 1},
-            serving={"poll_models_s": 0.2, "event_k": 8},
+            # No more queries wait than a test can ask at once.
+            serving={"poll_models_s": 0.2, "event_k": 8, "max_queue": 16},
         )
         self.file, self.stack = file, Stack(file)
         self.before_any_model: dict[str, httpx.Response] = {}

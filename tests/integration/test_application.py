@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from http.client import HTTPConnection
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -336,6 +337,30 @@ def test_bad_input_is_refused_by_field_with_a_remedy(app, name):
     assert answer.json()["status"] == status
     assert len(answer.json()["detail"]) > 10
     assert len(answer.content) < 1_000, "what was sent does not come back"
+
+
+def test_of_more_queries_than_can_wait_some_are_told_when_to_come_back_and_all_are_answered(app):
+    refused_before = app.client.status().gateways[0]["queries_refused"]
+    asked = [HTTPConnection(*app.file.http, timeout=30) for _ in range(15 * app.settings.serving.max_queue)]
+    with contextlib.ExitStack() as stack:
+        for connection in asked:
+            connection.connect()
+            stack.callback(connection.close)
+        for number, connection in enumerate(asked):
+            body = json.dumps({"user_id": f"past-{number % PAST_USERS}", "k": 5})
+            connection.request("POST", RECOMMEND, body, {"Content-Type": "application/json"})
+        answers = [(answer, json.load(answer)) for answer in map(HTTPConnection.getresponse, asked)]
+    refused = [(answer, problem) for answer, problem in answers if answer.status == 503]
+    assert refused
+    for answer, problem in refused:
+        assert (answer.headers["Retry-After"], problem["status"]) == ("1", 503)
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        assert "try again" in problem["detail"]
+    made = [recommendation for answer, recommendation in answers if answer.status == 200]
+    assert len(made) == len(asked) - len(refused)
+    assert all(len(recommendation["items"]) == 5 for recommendation in made)
+    assert app.client.status().gateways[0]["queries_refused"] - refused_before == len(refused)
+    assert app.client.recommend("past-1").source == "model"
 
 
 def test_nothing_of_a_refused_request_is_published(app):

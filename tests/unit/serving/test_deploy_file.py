@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from serving.app import build
 from serving.cluster import DeployError, DeployFile
+from serving.config import AppSettings
 
 LOCAL = Path("deploy/local.yaml")
 
@@ -60,6 +62,28 @@ def test_an_address_that_would_show_credentials_is_refused_and_not_repeated(tmp_
 )
 def test_other_addresses_are_taken(tmp_path, address):
     assert DeployFile.read(changed(tmp_path, state={"registry_url": address})).settings.state.registry_url == address
+
+
+def test_a_gateway_that_would_hold_queries_where_none_is_refused_is_refused_itself(tmp_path):
+    config = yaml.safe_load(LOCAL.read_text())
+    (gateway,) = (d for d in config["applications"][0]["deployments"] if d["name"] == "Gateway")
+    path = tmp_path / "deploy.yaml"
+
+    def read(max_ongoing_requests):
+        gateway["max_ongoing_requests"] = max_ongoing_requests
+        path.write_text(yaml.safe_dump(config))
+        return DeployFile.read(path)
+
+    with pytest.raises(DeployError, match=r"deployments\.Gateway\.max_ongoing_requests: with 544, .* more than .* 544"):
+        read(544)
+    file = read(545)
+    with pytest.raises(DeployError, match=r"Gateway\.max_ongoing_requests: with 545"):
+        file.override(serving={"max_queue": 513})
+
+
+def test_what_serve_lets_in_follows_the_queries_that_may_wait(tmp_path):
+    settings = AppSettings(state={"root": str(tmp_path)}, serving={"max_queue": 5_000, "max_batch": 10})
+    assert build(settings)._bound_deployment.max_ongoing_requests > 5_010
 
 
 def test_overrides_are_checked_as_the_file_is(tmp_path):
