@@ -306,34 +306,11 @@ def status(url: Url = DEFAULT_URL) -> None:
     Example: pinrec status
     """
     from serving.client import PinRecClient
+    from serving.status_view import table_of
 
     with PinRecClient(url) as client:
         report = client.status()
-    table = Table(show_header=False)
-    table.add_row("ready", "yes" if report.ready else "no")
-    table.add_row("model", report.model_version or "none yet")
-    table.add_row("users", f"{report.users or 0:,}")
-    for name, replicas, done, what in (
-        ("Gateway", report.gateways, "queries_answered", "queries answered"),
-        ("Recommender", report.recommenders, "lists_generated", "lists for events"),
-    ):
-        for replica in replicas:
-            stale = replica["staleness_ms"]
-            table.add_row(
-                f"{name} {replica['replica']}",
-                f"model {replica['model_version']}, {replica[done]:,} {what}, staleness "
-                f"{'unknown' if stale is None else f'{stale:.0f} ms'}",
-            )
-    for member in report.ingestors:
-        table.add_row(
-            f"Ingestor {member['replica']}",
-            f"{member['applied']:,} events applied, {member['lag']:,} behind, {member['duplicates']:,} duplicates, "
-            f"{member['dead_letters']:,} dead letters",
-        )
-    if report.trainer:
-        step = f", step {report.trainer['step']} of {report.trainer['steps']}" if report.trainer["steps"] else ""
-        table.add_row("Trainer", f"{report.trainer['phase']}{step}, last version {report.trainer['version']}")
-    console.print(table)
+    console.print(table_of(report))
     for trouble in report.degraded:
         errors.print(trouble, style="red", highlight=False, soft_wrap=True)
 

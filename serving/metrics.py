@@ -130,7 +130,7 @@ class _Histograms(Collector):
             for name, meaning in HISTOGRAMS.items()
         )
         for stage in STAGES:
-            stages.add_metric([stage], *together([r["stages"][stage] for r in self._replicas], STAGE_BOUNDS_MS))
+            stages.add_metric([stage], *together([r["stages_ms"][stage] for r in self._replicas], STAGE_BOUNDS_MS))
         batches.add_metric([], *together([r["batch_size"] for r in self._replicas], BATCH_BOUNDS))
         yield from (stages, batches)
 

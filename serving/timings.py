@@ -4,6 +4,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any, Final
 
 STAGES: Final[dict[str, str]] = {
@@ -31,8 +32,10 @@ class Histogram:
 
     @property
     def report(self) -> dict[str, Any]:
-        """Its counts (one more than there are bounds) and sum, as `/v1/status` has them."""
-        return {"counts": list(self._counts), "sum": self._sum}
+        """As `/v1/status` has it: `up_to` has how many values were at most each bound; the last, +Inf, holds all."""
+        up_to = dict(zip(_labels(self._bounds), accumulate(self._counts), strict=True))
+        count = up_to["+Inf"]
+        return {"count": count, "mean": self._sum / count if count else None, "sum": self._sum, "up_to": up_to}
 
 
 class Timings:
@@ -55,17 +58,18 @@ class Timings:
 
     @property
     def report(self) -> dict[str, Any]:
-        """The stages (ms) and batch_size, each as `Histogram.report`."""
+        """The stages and batch_size, each as `Histogram.report`."""
         return {
-            "stages": {stage: histogram.report for stage, histogram in self._stages.items()},
+            "stages_ms": {stage: histogram.report for stage, histogram in self._stages.items()},
             "batch_size": self.batch_size.report,
         }
 
 
 def together(reports: Sequence[dict[str, Any]], bounds: Sequence[float]) -> tuple[list[tuple[str, float]], float]:
     """Replicas' histograms as one, as Prometheus has them: (bound, values up to it) and the sum of all values."""
-    so_far, upto = 0.0, []
-    for i, bound in enumerate([*(f"{bound:g}" for bound in bounds), "+Inf"]):
-        so_far += sum(report["counts"][i] for report in reports)
-        upto.append((bound, so_far))
-    return upto, sum(report["sum"] for report in reports)
+    up_to = [(bound, float(sum(report["up_to"][bound] for report in reports))) for bound in _labels(bounds)]
+    return up_to, sum(report["sum"] for report in reports)
+
+
+def _labels(bounds: Sequence[float]) -> list[str]:
+    return [*(f"{bound:g}" for bound in bounds), "+Inf"]

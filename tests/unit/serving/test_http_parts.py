@@ -1,5 +1,6 @@
 import asyncio
 import gc
+import io
 import json
 import logging
 import re
@@ -10,6 +11,7 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 from pydantic import BaseModel, Field
+from rich.console import Console
 
 from serving import problems
 from serving.api import Status
@@ -17,8 +19,9 @@ from serving.client import ClientError, PinRecClient
 from serving.limits import LimitBody
 from serving.metrics import METRICS, render
 from serving.problems import Problem
+from serving.status_view import table_of
 from serving.straight import Straight
-from serving.timings import STAGES, Timings
+from serving.timings import STAGE_BOUNDS_MS, STAGES, Timings
 
 MOST = 1_000
 
@@ -223,14 +226,24 @@ def test_a_field_that_the_caller_made_up_is_sent_back_short():
     assert len(Problem(422, "unknown", "x" * 100_000).field) <= 200
 
 
+def counted(stages, sizes):
+    """What a replica tells of stages, ms, and of sizes of batches."""
+    timings = Timings()
+    for stage, values in stages.items():
+        for ms in values:
+            timings.add(stage, ms / 1e3)
+    for size in sizes:
+        timings.batch_size.add(size)
+    return timings.report
+
+
 def status(**fields):
     replica = {
         "staleness_ms": 12.5, "queries_answered": 3, "queries_refused": 2, "lists_superseded": 1,
         "lists_generated": 4, "lists_given_up": 0, "waiting_queries": 0,
         "waiting_users": 1, "swaps": 2, "refused": {"v000009": "hash"}, "behind": "v000009 refused: hash",
         "states": {"users": 3, "bytes": 4096, "budget_bytes": 8192, "hits": 7, "misses": 3, "evictions": 0},
-        "stages": {stage: {"counts": [0, 3, *[0] * 9, 1], "sum": 6_004.5} for stage in STAGES},
-        "batch_size": {"counts": [4, *[0] * 8], "sum": 4.0},
+        **counted({stage: [1.5, 1.5, 1.5, 6_000.0] for stage in STAGES}, [1, 1, 1, 1]),
         "items": {"changed": 6, "deleted": 2, "left_out": 1, "updates": 9, "bad": 0, "lag": 0, "read_age_s": 0.4},
     }  # fmt: skip
     ingestor = {"applied": 10, "duplicates": 1, "dead_letters": 2, "lag": 5}
@@ -268,11 +281,42 @@ def test_a_value_counts_in_the_first_bucket_that_holds_it():
     timings = Timings()
     for ms in (0.0, 1.0, 1.1, 6_000.0):
         timings.add("read", ms / 1e3)
-    counts = timings.report["stages"]["read"]["counts"]
-    assert (counts[0], counts[1], counts[-1], sum(counts)) == (2, 1, 1, 4)
+    read = timings.report["stages_ms"]["read"]
+    assert list(read["up_to"]) == [*(f"{bound:g}" for bound in STAGE_BOUNDS_MS), "+Inf"]
+    assert (read["up_to"]["1"], read["up_to"]["2"], read["up_to"]["5000"], read["up_to"]["+Inf"]) == (2, 3, 3, 4)
     with pytest.raises(ValueError, match="broken"), timings("read"):
         raise ValueError("broken")
-    assert sum(timings.report["stages"]["read"]["counts"]) == 4, "what failed says nothing of how long it takes"
+    assert timings.report["stages_ms"]["read"] == read, "what failed says nothing of how long it takes"
+
+
+def test_what_is_counted_is_told_with_its_mean_and_of_nothing_there_is_none():
+    report = json.loads(json.dumps(counted({"read": [1.0, 2.0, 6.0]}, [3, 4])))
+    read = report["stages_ms"]["read"]
+    assert (read["count"], read["mean"], read["sum"]) == (3, pytest.approx(3.0), pytest.approx(9.0))
+    assert (report["batch_size"]["count"], report["batch_size"]["mean"]) == (2, 3.5)
+    assert report["batch_size"]["up_to"]["2"] == 0
+    assert report["stages_ms"]["wait"]["mean"] is None
+
+
+def test_the_table_says_of_each_replica_where_its_time_goes_and_what_it_did_not_do():
+    idle = status().recommenders[0] | {"replica": 1, "model_version": None, "staleness_ms": None} | counted({}, [])
+    busy = status().gateways[0] | {"replica": 0, "model_version": "v000001"}
+    busy |= counted({"wait": [3.0], "read": [0.5, 1.0], "encode": [2.0], "generate": [4.0, 5.0]}, [2, 5])
+    ingestor = {"replica": 0, "applied": 10, "duplicates": 1, "dead_letters": 2, "lag": 5}
+    said = Console(width=200, file=io.StringIO(), record=True)
+    said.print(table_of(status(gateways=[busy], recommenders=[busy, idle], ingestors=[ingestor])))
+    rows = [line.strip("│ ") for line in said.export_text().splitlines()]
+    figures = [
+        "mean ms: wait 3.0, read 0.8, encode 2.0, generate 4.5",
+        "3.5 in a batch, 70% of histories found encoded",
+    ]
+    at = next(i for i, row in enumerate(rows) if row.startswith("Gateway 0"))
+    assert rows[at].endswith("model v000001, 3 queries answered, 2 refused, staleness 12 ms")
+    assert rows[at + 1 : at + 3] == figures
+    assert rows[at + 3].endswith("model v000001, 4 lists for events, 1 superseded, 0 given up, staleness 12 ms")
+    assert rows[at + 4 : at + 6] == figures
+    assert rows[at + 6].endswith("model None, 4 lists for events, 1 superseded, 0 given up, staleness unknown")
+    assert rows[at + 7].startswith("Ingestor 0"), "of an idle replica there are no means"
 
 
 def test_metrics_name_versions_and_the_check_that_a_candidate_failed():
