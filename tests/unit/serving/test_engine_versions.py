@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import subprocess
+import sys
 import time
 
 import pytest
@@ -13,6 +15,7 @@ from serving.config import AppSettings
 from serving.engine import Engine, NotLiveError
 from serving.problems import Problem
 from streaming.stores.lmdb import LmdbSequenceStore
+from tests.eventually import eventually
 from tests.reading import recommended
 from tests.small_bundle import CONFIG, small_bundle, small_history
 
@@ -47,6 +50,36 @@ def test_users_are_divided_and_every_answer_names_its_version(settings):
     assert status["split"]["v000001"]["share"] == 0.4
     # There is no Kafka here, so nothing is heard of items.
     assert [trouble for trouble in status["troubles"] if not trouble.startswith("item updates are not read")] == []
+
+
+DELETE = """
+import sys, time
+from pathlib import Path
+from streaming.stores.lmdb import LmdbSequenceStore
+folder, limit, stride, *users = sys.argv[1:]
+store = LmdbSequenceStore(Path(folder), int(limit), int(stride), 0.1)
+at = store.offset(0)
+store.apply(0, at, at + len(users), [(user, None) for user in users], as_of=time.time())
+store.close()
+"""
+"""For a process of its own, as an ingestor is one: LMDB's locks belong to the process."""
+
+
+def test_what_is_kept_of_deleted_users_goes_without_another_question(settings):
+    async def kept():
+        engine = Engine(settings, 0)
+        await asyncio.gather(*(recommended(engine, user) for user in USERS))
+        states = [engine._answerer.states, engine._split._others["v000001"].answerer.states]
+        before = [each.recent for each in states]
+        deleted = {users[0] for users in before}  # one of each version
+        sizes = [str(size) for size in (CONFIG.history, CONFIG.stride)]
+        command = [sys.executable, "-c", DELETE, str(settings.state.sequences), *sizes, *deleted]
+        await asyncio.to_thread(subprocess.run, command, check=True, timeout=60)
+        left = [set(users) - deleted for users in before]
+        await asyncio.to_thread(eventually, lambda: [set(each.recent) for each in states] == left)
+        return before
+
+    assert all(len(users) > 1 for users in asyncio.run(kept()))
 
 
 def test_no_collection_walks_what_a_replica_held_when_it_began_to_serve(settings):
