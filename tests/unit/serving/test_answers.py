@@ -1,4 +1,6 @@
+import random
 import time
+from itertools import chain
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +17,7 @@ from serving.problems import Problem
 from streaming.schema import Recommendation, RecommendedItem, SequenceInfo
 from streaming.stores.lmdb import LmdbSequenceStore
 from tests.reading import ReadingAnswerer
-from tests.small_bundle import CONFIG, VOCABULARY, small_bundle, small_history
+from tests.small_bundle import CONFIG, NOW, VOCABULARY, small_bundle, small_history
 
 USERS = [f"user-{i}" for i in range(12)]
 
@@ -74,6 +76,27 @@ def test_a_new_event_changes_the_list_and_nothing_is_encoded_twice(bundle, store
     ((alone,), _) = unkept.answer(bundle, [ask("user-2", k=7)], [])
     assert items(alone) == items(query)
     assert unkept.states.report.users == 0
+
+
+def test_an_answer_is_the_same_whichever_replica_makes_it(bundle, store):
+    """Two share a store and are asked at random: what each keeps lacks what the other was asked for, and deletions."""
+    chance = random.Random(5)
+    replicas = [ReadingAnswerer(store, GenerationConfig(max_k=50), ServingSettings(event_k=7)) for _ in range(2)]
+    unkept = ReadingAnswerer(store, GenerationConfig(max_k=50), ServingSettings(event_k=7, states_mib=0))
+    users = USERS[5:9]
+    for turn in range(120):
+        user, what = chance.choice(users), chance.choices(["new", "late", "delete"], [12, 2, 1])[0]
+        # All more than a day ago, so that the moments between two answers are none to the model.
+        at = NOW + turn - (50_000 if what == "late" else 0)
+        event = small_history(1, seed=turn).events()[0]._replace(event_id=f"turn {turn}", timestamp=at)
+        changes = [(user, None)] if what == "delete" else []
+        store.apply(0, store.offset(0), store.offset(0) + 1, [*changes, (user, event)], as_of=time.time())
+        asked = bundle, [ask(user) for user in chance.sample(users, 2)], [user]
+        found_and_anew = (chain(*each.answer(*asked)) for each in (chance.choice(replicas), unkept))
+        for found, anew in zip(*found_and_anew, strict=True):
+            assert items(found) == items(anew), (turn, found.user_id)
+            assert [item.score for item in found.items] == pytest.approx([item.score for item in anew.items], abs=1e-5)
+    assert all(replica.states.report.hits > 50 for replica in replicas)
 
 
 def test_a_rehearsal_leaves_no_trace(bundle, answerer):
