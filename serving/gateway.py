@@ -30,7 +30,7 @@ from serving.config import AppSettings
 from serving.limits import LimitBody
 from serving.logs import log_with_serve
 from serving.metrics import render
-from serving.overview import ask, troubles
+from serving.overview import answered, ask, troubles
 from serving.problems import Problem
 from serving.straight import Straight
 from serving.tokens import read_token
@@ -229,20 +229,20 @@ class Gateway:
     @api.get("/v1/status", tags=["operate"])
     async def status(self) -> Status:
         """How every replica is, and what is wrong if something is."""
-        gateways, recommenders, ingestors, trainers = await asyncio.gather(
+        replies = await asyncio.gather(
             ask(self._gateways, "replica_status"), ask(self._recommender), ask(self._ingestor), ask(self._trainer)
         )
-        trainer = trainers[0] if trainers else None
+        gateways, recommenders, ingestors, trainers = map(answered, replies)
         versions = sorted({g["model_version"] for g in gateways if g["model_version"]}, key=version_number)
         return Status(
             ready=bool(versions),
-            degraded=troubles(self._settings, gateways, recommenders, ingestors, trainer),
+            degraded=troubles(self._settings, *replies),
             model_version=versions[-1] if versions else None,
             users=max((replica["users"] or 0 for replica in gateways + recommenders), default=None),
             gateways=gateways,
             recommenders=recommenders,
             ingestors=ingestors,
-            trainer=trainer,
+            trainer=trainers[0] if trainers else None,
         )
 
     async def replica_status(self) -> dict[str, Any]:
