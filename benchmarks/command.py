@@ -159,7 +159,7 @@ def _line(result: Result) -> str:
     return (
         f"{result.id} {result.name}: {result.value:g} {result.unit}{_p99(result)}; "
         f"{result.baseline_name}: {result.baseline:g} {result.unit}{_p99(result, 'baseline_')}; "
-        f"ratio {result.ratio:g}; goal {result.goal}: {'met' if result.met else 'not met'}; {result.seconds:.0f} s"
+        f"ratio {result.ratio:g}; goal {result.goal_and_outcome}; {result.seconds:.0f} s"
     )
 
 

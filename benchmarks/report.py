@@ -13,6 +13,7 @@ from benchmarks.result import ROOT, BenchmarkError, Result
 
 DOCUMENT: Final = ROOT / "docs" / "performance.md"
 PLOTS: Final = DOCUMENT.parent / "plots"
+_MET: Final = {"met": "yes", "not met": "no"}
 
 _HEAD: Final = """\
 # Performance
@@ -67,7 +68,7 @@ def _table(results: Sequence[Result]) -> list[str]:
         f"| [{r.id}](#{r.id.lower()}) | {r.name} | {_figure(r.value, r.unit)} {_spread(r.spread['value'])}{_p99(r)} "
         f"| {_figure(r.baseline, r.unit)} {_spread(r.spread['baseline'])}{_p99(r, 'baseline_')} ({r.baseline_name}) "
         f"| {r.ratio:.2f} "
-        f"| {r.goal} | {'yes' if r.met else 'no'} |"
+        f"| {r.goal} | {_MET.get(r.outcome, r.outcome)} |"
         for r in results
     ]
     return ["| # | Measure | Value | Baseline | Ratio | Goal | Met |", "|---|---|---|---|---|---|---|", *rows]
@@ -89,7 +90,7 @@ def _machines(results: Sequence[Result]) -> list[str]:
 def _section(result: Result) -> str:
     parts = [
         f"\n## {result.id}",
-        f"\n{result.name[0].upper()}{result.name[1:]}. Goal: {result.goal}: {'met' if result.met else 'not met'}.",
+        f"\n{result.name[0].upper()}{result.name[1:]}. Goal: {result.goal_and_outcome}.",
         f"\n![{result.id}: repeats and their baseline](plots/{result.id}.svg)",
         f"\n{result.protocol}",
     ]

@@ -13,6 +13,8 @@ import psutil
 from pydantic import BaseModel, ConfigDict, Field
 
 ROOT: Final = Path(__file__).parent.parent
+REPORTED: Final = "reported"
+"""How a goal ends that sets no bound."""
 
 
 class BenchmarkError(RuntimeError):
@@ -83,6 +85,18 @@ class Result(BaseModel):
     quick: bool = Field(description="a trial with small sizes, not a figure to quote")
     machine: Machine
     commit: str
+
+    @property
+    def outcome(self) -> str:
+        """'met' or 'not met'; 'reported' where the goal sets no bound that could be met, whatever `met` says."""
+        if self.goal.endswith(REPORTED):
+            return REPORTED
+        return "met" if self.met else "not met"
+
+    @property
+    def goal_and_outcome(self) -> str:
+        """Both, for a sentence."""
+        return self.goal if self.outcome == REPORTED else f"{self.goal}: {self.outcome}"
 
 
 def summary(values: Sequence[float]) -> tuple[float, tuple[float, float]]:

@@ -50,6 +50,16 @@ def test_table_tells_value_baseline_ratio_and_a_missed_goal():
     assert "| 0.50 | >= 60% of the baseline | no |" in row
 
 
+@pytest.mark.parametrize("goal", ["reported", "it works; reported"])
+def test_a_goal_without_a_bound_is_never_met(goal):
+    text = render([result(goal=goal, met=True)])
+    assert f"| {goal} | reported |" in text
+    assert f"Goal: {goal}.\n" in text
+    bound = render([result(met=True)])
+    assert "| yes |" in bound
+    assert "baseline: met." in bound
+
+
 def test_document_names_the_machine_and_the_commit_of_each_measure():
     text = render([result(id="P1"), result(id="P2"), result(id="P3", commit="def")])
     assert f"P1, P2: {PLACE}; commit abc." in text
