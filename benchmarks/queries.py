@@ -6,6 +6,7 @@ import time
 from typing import Final
 
 from benchmarks.application import Application
+from benchmarks.batches import PROTOCOL, Batches
 from benchmarks.children import in_child
 from benchmarks.http_load import Answered, HttpLoad, run
 from benchmarks.processes import CpuByPart
@@ -45,12 +46,12 @@ def measure(application: Application, quick: bool, progress: Progress) -> Result
     progress("P4 no-op application", 1, 1)
     ours: list[Answered] = []
     noop: list[Answered] = []
-    cpu = CpuByPart()
+    cpu, batches = CpuByPart(), Batches(application.url)
     try:
         for i in range(repeats):
             progress("P4 repeats", i, repeats)
             noop.append(in_child(run, _load(application, f"/{_NOOP}{PATH}", bodies, seconds, i)))
-            with cpu:
+            with batches, cpu:
                 ours.append(in_child(run, _load(application, PATH, bodies, seconds, i)))
     finally:
         serve.delete(_NOOP)
@@ -77,8 +78,10 @@ def measure(application: Application, quick: bool, progress: Progress) -> Result
             "baseline_p99_ms": _over_rounds(noop, 99),
             "load_process_cpu_share": rounded(max(a.cpu_share for a in (*ours, *noop))),
             "answer_bytes": len(sample),
+            **batches.details,
             **cpu.details("query", sum(answered.requests for answered in ours)),
         },
+        stages=batches.stages,
         protocol=(
             f"Closed loop: {CONNECTIONS} kept connections, each with one request at a time: POST {PATH} with "
             f"k={K} for a random one of {town.inhabitants:,} known users ({town.past_events:,} past events, "
@@ -86,7 +89,7 @@ def measure(application: Application, quick: bool, progress: Progress) -> Result
             "baseline: a second application in the same cluster with one replica, an ordinary one of FastAPI, which "
             "answers the same requests with a constant of an answer's size (ours goes past FastAPI). "
             "The application is deploy/local.yaml, one replica of each. The load is "
-            "one process over raw sockets; its share of one core is given beside the figures."
+            f"one process over raw sockets; its share of one core is given beside the figures. {PROTOCOL}"
         ),
         seconds=round(time.monotonic() - began, 1),
         quick=quick,

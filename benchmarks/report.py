@@ -8,6 +8,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from benchmarks.capacity import write_capacity
+from benchmarks.notes import NOTES
 from benchmarks.plots import draw
 from benchmarks.result import ROOT, BenchmarkError, Result
 
@@ -94,6 +95,8 @@ def _section(result: Result) -> str:
         f"\n![{result.id}: repeats and their baseline](plots/{result.id}.svg)",
         f"\n{result.protocol}",
     ]
+    if result.id in NOTES:
+        parts.append(f"\n{NOTES[result.id]}")
     if result.quick:
         parts.append(
             "\nA quick trial with small sizes: it shows that the measure works, its figures are not to be quoted."

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from benchmarks.application import Application
+from benchmarks.batches import PROTOCOL, Batches
 from benchmarks.children import in_child
 from benchmarks.http_load import Answered, HttpLoad, run
 from benchmarks.processes import CpuByPart
@@ -45,6 +46,7 @@ class Rounds:
 
     events: float
     """Mean length of a history."""
+    batches: Batches
     ours: list[Answered] = field(default_factory=list)
     usual: list[Answered] = field(default_factory=list)
     cpu: CpuByPart = field(default_factory=CpuByPart)
@@ -81,13 +83,13 @@ def _rounds(application: Application, usual: UsualStack, scale: Scale, text: str
     host, port = application.http
     bodies = [json.dumps({"user_id": user_id, "k": K}).encode() for user_id in histories]
     load = HttpLoad(host, port, PATH, bodies, CONNECTIONS, scale.seconds, scale.warm_up_s)
-    rounds = Rounds(sum(map(len, histories.values())) / len(histories))
+    rounds = Rounds(sum(map(len, histories.values())) / len(histories), Batches(application.url))
     for i in range(scale.repeats):
         progress(text, i, scale.repeats)
         before = Counter(usual.cpu_seconds())
         rounds.usual.append(in_child(run, replace(load, host="127.0.0.1", port=usual.port, seed=i)))
         rounds.usual_cpu.update(Counter(usual.cpu_seconds()) - before)
-        with rounds.cpu:
+        with rounds.batches, rounds.cpu:
             rounds.ours.append(in_child(run, replace(load, seed=i)))
     checked(rounds.ours[-1].last_body)
     if (found := len(json.loads(rounds.usual[-1].last_body)["items"])) != K:
@@ -145,6 +147,7 @@ def _result(application: Application, given: Rounds, full: Rounds, scale: Scale,
         "shorter_baseline_p99_ms": _over_rounds(given.usual, 99),
         "shorter_ratio": rounded(summary(rates(given.ours))[0] / summary(rates(given.usual))[0]),
         "load_process_cpu_share": rounded(max(a.cpu_share for r in (given, full) for a in (*r.ours, *r.usual))),
+        **full.batches.details,
         **full.cpu.details("query", sum(answered.requests for answered in full.ours)),
     }
     asked = sum(answered.requests for answered in full.usual)
@@ -164,6 +167,7 @@ def _result(application: Application, given: Rounds, full: Rounds, scale: Scale,
         spread={"value": spread, "baseline": usual_spread},
         samples={"value": rates(full.ours), "baseline": rates(full.usual)},
         details=details,
+        stages=full.batches.stages,
         protocol=(
             f"Closed loop: {CONNECTIONS} kept connections, each with one request at a time: POST {PATH} with k={K} for "
             f"a random one of {town.inhabitants:,} known users, {town.items:,} items. {scale.seconds:g} s a round "
@@ -173,7 +177,7 @@ def _result(application: Application, given: Rounds, full: Rounds, scale: Scale,
             f"(hiredis), encodes them anew by a SASRec of {model.layers} layers, width {model.width}, one thread a "
             "worker, searches the same kind of index and leaves out what was met. Both hold the same histories: those "
             f"of the town first ('shorter', {town.past_events:,} past events), then all filled up to {model.history}. "
-            "While one side is measured the other idles. The load is one process over raw sockets."
+            f"While one side is measured the other idles. The load is one process over raw sockets. {PROTOCOL}"
         ),
         seconds=round(seconds, 1),
         quick=quick,

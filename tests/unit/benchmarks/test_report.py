@@ -50,6 +50,16 @@ def test_table_tells_value_baseline_ratio_and_a_missed_goal():
     assert "| 0.50 | >= 60% of the baseline | no |" in row
 
 
+def test_a_miss_is_explained_with_and_without_stages():
+    explained = "of the time its interpreter's lock is held, 59 % is the event loop"
+    stages = [Stage(name="waiting for a batch", value=1.25, unit="ms")]
+    for text in (render([result(id="P4", stages=[])]), render([result(id="P4", stages=stages)])):
+        assert explained in text
+        assert ("| waiting for a batch | 1.25 ms |" in text) == ("| Stage" in text)
+    assert "| waiting for a batch |" in text
+    assert explained not in render([result(id="P5")])
+
+
 @pytest.mark.parametrize("goal", ["reported", "it works; reported"])
 def test_a_goal_without_a_bound_is_never_met(goal):
     text = render([result(goal=goal, met=True)])
