@@ -37,14 +37,14 @@ def _repeats(axes: Axes, result: Result) -> None:
         axes.plot(samples, [row] * len(samples), "o", color=colour, markersize=4)
     axes.set_yticks(range(len(rows)), [textwrap.fill(name, 26) for name, *_ in rows])
     axes.set_xlim(left=0)
-    axes.set_xlabel(f"{result.unit}; bar: median, dots: repeats")
+    axes.set_xlabel(f"{result.unit}; bar: the figure, dots: its samples")
 
 
 def _stages(axes: Axes, result: Result) -> None:
     stages = result.stages[::-1]
     axes.barh(range(len(stages)), [stage.value for stage in stages], height=0.6, color=_OURS, alpha=0.6)
     axes.set_yticks(range(len(stages)), [stage.name.partition(" (")[0] or stage.name for stage in stages])
-    axes.set_xlabel(f"{stages[0].unit}, median")
+    axes.set_xlabel(stages[0].unit)
 
 
 def _curve(axes: Axes, result: Result) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from benchmarks.capacity import write_capacity
-from benchmarks.notes import NOTES
+from benchmarks.notes import note_of
 from benchmarks.plots import draw
 from benchmarks.result import ROOT, BenchmarkError, Result
 
@@ -19,8 +19,12 @@ _MET: Final = {"met": "yes", "not met": "no"}
 _HEAD: Final = """\
 # Performance
 
-Each figure stands beside a baseline taken in the same run: repeats of both alternate, the figure is their median, and
-the spread is the least and the most of them. A ratio carries from one machine to another better than a figure does.
+Each figure stands beside a baseline taken in the same run: the figure is the median of its repeats, and the spread is
+the least and the most of them. Repeats of both sides alternate, so that a machine that drifts drifts for both. Not so:
+P1b seeks and repeats the echo's rate before the application's, P12 repeats with one Gateway and then with two, P13
+takes one size after another and calls of each, and P11 is one run whose samples are looks at memory. P6b is compared
+with a setting, P6c with what is taken of the same changes. A ratio carries from one machine to another better than a
+figure does. Stages are medians, where a section says nothing else.
 
 `make bench` takes the measures, writes `benchmarks/results/performance/*.json` and makes this page from them; the page
 alone again: `.venv/bin/python -m benchmarks --report`.
@@ -95,14 +99,14 @@ def _section(result: Result) -> str:
         f"\n![{result.id}: repeats and their baseline](plots/{result.id}.svg)",
         f"\n{result.protocol}",
     ]
-    if result.id in NOTES:
-        parts.append(f"\n{NOTES[result.id]}")
+    if note := note_of(result):
+        parts.append(f"\n{note}")
     if result.quick:
         parts.append(
             "\nA quick trial with small sizes: it shows that the measure works, its figures are not to be quoted."
         )
     if result.stages:
-        parts += ["\n| Stage, median | |", "|---|---|"]
+        parts += ["\n| Stage | |", "|---|---|"]
         parts += [f"| {stage.name} | {_figure(stage.value, stage.unit)} |" for stage in result.stages]
     if result.details:
         parts += ["\n| Further | |", "|---|---|"]

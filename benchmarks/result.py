@@ -68,15 +68,17 @@ class Result(BaseModel):
 
     id: str
     name: str
-    value: float = Field(description="median over the repeats")
+    value: float = Field(description="median over the samples, where the protocol says nothing else")
     unit: str
     baseline_name: str
-    baseline: float = Field(description="median over the repeats, which alternate with the measured ones")
+    baseline: float = Field(description="the same of what it is compared with, taken in the same run")
     ratio: float = Field(description="value / baseline")
     goal: str
     met: bool
     spread: dict[str, tuple[float, float]] = Field(description="(least, most) of `samples`")
-    samples: dict[str, list[float]] = Field(description="each repeat, in order: 'value' and 'baseline'")
+    samples: dict[str, list[float]] = Field(
+        description="each repeat (P11: look at memory), in order: 'value' and 'baseline'"
+    )
     details: dict[str, float] = Field(default_factory=dict, description="further figures; names end in their unit")
     stages: list[Stage] = Field(default_factory=list)
     curve: Curve | None = None

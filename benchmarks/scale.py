@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -56,8 +56,6 @@ def measure(work: Path, quick: bool, progress: Progress) -> Result:
         lists.append(samples)
     progress("P13", 1, 1)
     values = [of_size["list_for_16_users_ms"] for of_size in found]
-    decades = math.log(sizes[-1] / sizes[0])
-    growth = {name: math.log(found[-1][name] / found[0][name]) / decades for name in found[0]}
     return Result(
         id="P13",
         name=f"a list for {_BATCH} users with {sizes[-1]:,} users and items",
@@ -70,10 +68,7 @@ def measure(work: Path, quick: bool, progress: Progress) -> Result:
         met=True,
         spread={"value": _range(lists[-1]), "baseline": _range(lists[0])},
         samples={"value": lists[-1], "baseline": lists[0]},
-        details={
-            **{f"{name}_at_{sizes[i]}": rounded(found[i][name]) for name in found[0] for i in range(len(sizes))},
-            **{f"growth_of_{name}": float(f"{exponent:.2f}") for name, exponent in growth.items()},
-        },
+        details={f"{name}_at_{sizes[i]}": rounded(found[i][name]) for name in found[0] for i in range(len(sizes))},
         curve=Curve(
             x_name="users and items",
             y_name=f"times that of {sizes[0]:,}",
@@ -88,14 +83,29 @@ def measure(work: Path, quick: bool, progress: Progress) -> Result:
             f"events of random users, flushed as in service, and reads of {_READ} random users. A bundle of so many "
             f"made-up items and random weights: built, written and loaded; then {_BATCH} users with {_HISTORY} events, "
             f"whose keys and values are kept, are answered {_CALLS} times. Random vectors are the worst case of an "
-            "index, as nothing lies close together; P8 has clusters. Medians. 'Growth' is the exponent from "
-            f"{sizes[0]:,} to {sizes[-1]:,}: 1 is in proportion, 0 is not at all."
+            "index, as nothing lies close together; P8 has clusters. Medians."
         ),
         seconds=round(time.monotonic() - began, 1),
         quick=quick,
         machine=machine(work),
         commit=commit(),
     )
+
+
+def growth(details: Mapping[str, float]) -> tuple[int, int, dict[str, float]]:
+    """(last size but one, largest size, figure -> the exponent with which it grows between them).
+
+    Args:
+        details: of this measure's result, `<figure>_at_<size>` among them.
+    """
+    at: dict[str, dict[int, float]] = {}
+    for name, value in details.items():
+        figure, found, size = name.rpartition("_at_")
+        if found:
+            at.setdefault(figure, {})[int(size)] = value
+    below, largest = sorted(next(iter(at.values())))[-2:]
+    times = math.log(largest / below)
+    return below, largest, {figure: math.log(of[largest] / of[below]) / times for figure, of in at.items()}
 
 
 def _store(folder: Path, users: int) -> dict[str, float]:

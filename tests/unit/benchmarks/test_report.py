@@ -60,6 +60,15 @@ def test_a_miss_is_explained_with_and_without_stages():
     assert explained not in render([result(id="P5")])
 
 
+def test_growth_is_that_of_the_last_decade():
+    """What is flat at first and then in proportion grows in proportion: two decades together would hide it."""
+    sizes = {"10": 5.0, "100": 8.0, "1000": 80.0}
+    details = {f"search_ms_at_{size}": ms for size, ms in sizes.items()} | {f"read_us_at_{size}": 3.0 for size in sizes}
+    text = render([result(id="P13", details=details)])
+    assert "Growth from 100 to 1,000 alone" in text
+    assert "search ms 1.00, read us 0.00." in text
+
+
 @pytest.mark.parametrize("goal", ["reported", "it works; reported"])
 def test_a_goal_without_a_bound_is_never_met(goal):
     text = render([result(goal=goal, met=True)])
