@@ -156,8 +156,9 @@ def measure_many_embeddings(work: Path, quick: bool, progress: Progress) -> Resu
         samples={side: [rounded(s) for s in samples] for side, samples in rounds.items()},
         protocol=(
             f"One thread, the default model with two outcomes and eight offsets, histories of {_ENCODED} events that "
-            f"are encoded already; each round is the median of {scale.turns} calls, and the sides take turns. What one "
-            "step and sixteen find on a real log is among the ablations of docs/quality.md."
+            f"are encoded already; each round is the median of {scale.turns} calls, and the sides take turns. Met "
+            "judges the time alone; what one step and sixteen find on a real log is among the ablations of "
+            "docs/quality.md."
         ),
         seconds=round(time.monotonic() - began, 1),
         quick=quick,

@@ -4,7 +4,7 @@ from benchmarks import command, ingest
 from benchmarks.command import RESULTS, main
 from benchmarks.plots import draw
 from benchmarks.report import DOCUMENT, PLOTS, read_results, render
-from benchmarks.result import BenchmarkError, Curve, Machine, Result, Stage, commit, machine, percentile, summary
+from benchmarks.result import ROOT, BenchmarkError, Curve, Machine, Result, Stage, commit, machine, percentile, summary
 
 PLACE = Machine(cpu="a CPU", cores=2, memory_gib=8.0, kernel="6.1", python="3.11.7", filesystem="ext4")
 
@@ -67,6 +67,14 @@ def test_growth_is_that_of_the_last_decade():
     text = render([result(id="P13", details=details)])
     assert "Growth from 100 to 1,000 alone" in text
     assert "search ms 1.00, read us 0.00." in text
+
+
+@pytest.mark.parametrize("figure", ["unordered@10", "equal@160"])
+def test_recall_of_one_step_is_told_as_the_page_of_quality_has_it(figure):
+    row = f"| 16 embeddings a step over 1 embedding a step | {figure} |"
+    (line,) = (line for line in (ROOT / "docs" / "quality.md").read_text().splitlines() if line.startswith(row))
+    difference = line.split("|")[5].split("[")[0].strip()
+    assert f"({difference})" in render([result(id="P3")]), "benchmarks/notes.py is of another run"
 
 
 @pytest.mark.parametrize("goal", ["reported", "it works; reported"])
