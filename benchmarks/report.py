@@ -26,8 +26,9 @@ takes one size after another and calls of each, and P11 is one run whose samples
 with a setting, P6c with what is taken of the same changes. A ratio carries from one machine to another better than a
 figure does. Stages are medians, where a section says nothing else.
 
-`make bench` takes the measures, writes `benchmarks/results/performance/*.json` and makes this page from them; the page
-alone again: `.venv/bin/python -m benchmarks --report`.
+`make bench` takes the measures, writes `benchmarks/results/performance/*.json` and makes this page from them, in less
+than 25 minutes; P6 (with P6b), P7, P11, P12 and P13 are taken only by name (`--only`). The page alone again:
+`.venv/bin/python -m benchmarks --report`.
 """
 
 

@@ -77,6 +77,13 @@ def test_recall_of_one_step_is_told_as_the_page_of_quality_has_it(figure):
     assert f"({difference})" in render([result(id="P3")]), "benchmarks/notes.py is of another run"
 
 
+def test_make_bench_took_less_than_25_minutes():
+    took = {r.id: r.seconds for r in read_results(RESULTS)}
+    assert sum(took[name] for name in command.IDS) < 25 * 60
+    (by_name,) = (line for line in DOCUMENT.read_text().splitlines() if "only by name" in line)
+    assert all(f"{name}," in by_name or f"{name} " in by_name for name in command.LONG)
+
+
 @pytest.mark.parametrize("goal", ["reported", "it works; reported"])
 def test_a_goal_without_a_bound_is_never_met(goal):
     text = render([result(goal=goal, met=True)])
