@@ -179,8 +179,11 @@ _PINREC: Final = Entry(
         },
         # Four outcomes, two offsets, two steps: 16.
         "kuairand_pure disjoint": {"generation": {"default_outcomes": _KUAIRAND_OUTCOMES}},
-        # Three outcomes, two offsets, two steps: 12. Half of the targets come within 20 minutes of the history's end.
-        "ml1m disjoint": {"model": {"offsets_s": (200.0, 1200.0)}, "generation": {"default_outcomes": _RATINGS}},
+        # Three outcomes in turn, two offsets, six steps: 12. A user rates some 80 films more, most within the hour.
+        "ml1m disjoint": {
+            "model": {"offsets_s": (100.0, _DAY_S)},
+            "generation": {"default_outcomes": _RATINGS, "steps": 6, "in_turn": True},
+        },
     },
     selection={"loo": {"every": 5}, "disjoint": {"every": 4}},
 )  # fmt: skip
@@ -252,13 +255,21 @@ MODELS: Final[dict[str, Entry]] = {
         {
             "": {"generation": {"mode": "unconditioned"}},
             "kuairand_pure disjoint": {"generation": {"steps": 16}},
+            "ml1m disjoint": {"generation": {"steps": 12, "in_turn": False}},
+        }
+    ),
+    "pinrec_oc": _PINREC.but(
+        {
+            "": {"generation": {"mode": "outcome"}},
+            "disjoint": {"generation": {"steps": 4}},
             "ml1m disjoint": {"generation": {"steps": 12}},
         }
     ),
-    "pinrec_oc": _PINREC.but({"": {"generation": {"mode": "outcome"}}, "disjoint": {"generation": {"steps": 4}}}),
     "pinrec": _PINREC,
     "no_multi_hash": _PINREC.but({"": {"model": {"hash_tables": 1}}}),
     "no_content": _PINREC.but({"": {"without": ["content"]}}),
+    # Nothing draws an ID embedding to where features would put the item, as there are none.
+    "ids_alone": _PINREC.but({"": {"without": ["content"]}, "disjoint": {"training": {"id_decay": 0.0}}}),
     "no_time": _PINREC.but({"": {"without": ["time"]}}),
     "no_logq": _PINREC.but({"": {"training": {"log_q": False}}}),
     "in_batch_only": _PINREC.but({"disjoint": {"training": {"uniform_negatives": 0}}}),

@@ -17,7 +17,7 @@ FOLDS: Final = {"kuairand_pure": 5, "ml1m": 10}
 BASELINES: Final = ("popular", "popular_recent", "sasrec", "two_tower", "sasrec_bce", "pinnerformer", "hstu", "tiger")
 METHOD: Final = ("pinrec", "pinrec_oc", "pinrec_uc")
 ABLATIONS: Final = (
-    "no_multi_hash", "no_content", "no_logq", "in_batch_only", "feed_relaxation", "impression_negatives",
+    "no_multi_hash", "no_content", "ids_alone", "no_logq", "in_batch_only", "feed_relaxation", "impression_negatives",
     "no_time", "e1", "e4", "e16",
 )  # fmt: skip
 ABLATED_FOLDS: Final = (0, 1)

@@ -94,6 +94,7 @@ UNORDERED_LEAD: Final = 0.16
 CLAIM: Final = {
     "no_multi_hash": "multi-hash ID embedding: +14 % recall",
     "no_content": "dense content beside the ID embedding (no figure)",
+    "ids_alone": "the same",
     "no_logq": "logQ correction (no figure)",
     "in_batch_only": "16 K in place of 8 K random negatives: +2.5 % recall",
     "feed_relaxation": "intra-feed relaxation (no figure)",

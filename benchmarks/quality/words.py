@@ -23,6 +23,7 @@ NAMES: Final = {
     "pinrec": "PinRec-MT,OC",
     "no_multi_hash": "no multi-hash",
     "no_content": "no content",
+    "ids_alone": "no content, no `id_decay`",
     "no_logq": "no logQ",
     "in_batch_only": "in-batch negatives only",
     "feed_relaxation": "with intra-feed relaxation",
