@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 EXACT_BLOCK: Final = 256  # predictions whose scores of all items fit the cache
 SAMPLED_BLOCK: Final = 256  # the same for a pool of negatives
+MULTIPLIES_BFLOAT16: Final = ("avx512_bf16", "amx_bf16", "bf16")  # capabilities of x86 and ARM processors
 EXCLUDED: Final = -1e4  # as good as minus infinity, and faster: exp takes its slow path for infinities
 
 
@@ -120,7 +121,8 @@ def exact_softmax(
         e_MD, table_ND: predictions and items, float32.
         target_M: int64, rows of the table.
         scale: 1 / temperature; a scalar tensor is differentiated.
-        low_precision: matrix products of bfloat16, with sums in float32.
+        low_precision: matrix products of bfloat16, with sums in float32, where the processor has instructions for them:
+            without, they take several times as long as those of float32.
         dates: float64 epoch seconds [N], since when each item was there, and [M], when each target was chosen: newer
             items are left out, the target apart. None = all items were always there.
     """
@@ -129,6 +131,12 @@ def exact_softmax(
         e_MD, table_ND, target_M, scale, low_precision, dates
     )
     return loss
+
+
+def _multiplies_bfloat16(x: Tensor) -> bool:
+    """Whether what computes with this tensor has instructions for bfloat16; a GPU has."""
+    processor = torch.cpu.get_capabilities()
+    return x.is_cuda or any(processor.get(name, False) for name in MULTIPLIES_BFLOAT16)
 
 
 class _ExactSoftmax(torch.autograd.Function):
@@ -144,7 +152,7 @@ class _ExactSoftmax(torch.autograd.Function):
         low_precision: bool,
         dates: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
-        kind = torch.bfloat16 if low_precision else e_MD.dtype
+        kind = torch.bfloat16 if low_precision and _multiplies_bfloat16(e_MD) else e_MD.dtype
         e, table = e_MD.to(kind), table_ND.to(kind)
         table_DN = table.T.contiguous()
         loss, gradient_scale = e_MD.new_zeros(()), e_MD.new_zeros(())

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -76,6 +77,15 @@ def test_low_precision_changes_the_exact_softmax_by_its_rounding_only():
     e, items, target = unit(300, 32), unit(100, 32), torch.randint(0, 100, (300,))
     exact, rounded = (exact_softmax(e, items, target, 20.0, low) for low in (False, True))
     assert abs(exact - rounded) < 0.01 * exact
+
+
+@pytest.mark.parametrize(("processor", "rounds"), [({"avx512_bf16": True}, True), ({"bf16": True}, True), ({}, False)])
+def test_low_precision_is_for_processors_that_multiply_it(monkeypatch, processor, rounds):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True} | processor)
+    torch.manual_seed(3)
+    e, items, target = unit(300, 32), unit(100, 32), torch.randint(0, 100, (300,))
+    exact, asked = (exact_softmax(e, items, target, 20.0, low) for low in (False, True))
+    assert torch.equal(exact, asked) == (not rounds)
 
 
 def test_the_gradient_of_the_sampled_softmax_is_that_of_the_plain_formula():
