@@ -106,8 +106,8 @@ def disliked(users=60):
     return log(*rows, vocabulary=VOCABULARY)
 
 
-def margin(trained):
-    """Mean score of the clicked items over that of the refused ones, for the state of one click."""
+def scores(trained):
+    """Of all items, for the state of one click on the first."""
     items = catalogue()
     model = trained.served().eval()
     table = torch.from_numpy(model.item_table(items))
@@ -116,13 +116,19 @@ def margin(trained):
         zero = torch.zeros(1, 1, dtype=torch.int64)
         h = model(model.tokens(table[:1][None], zero + 1, zero, time, torch.full_like(time, torch.nan)))[:, 0]
         e = model.head(h, zero - 1, zero - 1, torch.full((1, 1), -1.0))[0, 0]
-    scores = table @ e
-    return float(scores[::2].mean() - scores[1::2].mean())
+    return table @ e
 
 
-def test_fine_tuning_pushes_down_what_users_refuse():
+def margin(trained):
+    """Mean score of the clicked items over that of the refused ones."""
+    found = scores(trained)
+    return float(found[::2].mean() - found[1::2].mean())
+
+
+@pytest.mark.parametrize("surfaces", [(), ("home",)], ids=["all surfaces", "one surface"])
+def test_fine_tuning_pushes_down_what_users_refuse(surfaces):
     # In-batch negatives alone never show an odd item to the loss; only refusals do.
-    options = {"uniform_negatives": 0, "learning_rate": 1e-2}
+    options = {"uniform_negatives": 0, "learning_rate": 1e-2, "fine_tune_surfaces": surfaces}
     plain, tuned = learner(**options), learner(**options, fine_tune_share=1.0, impression_weight=1.0)
     for one in (plain, tuned):
         one.fit(disliked(), catalogue(), 60)
