@@ -35,7 +35,6 @@ class PinRecRecipe:
     Attributes:
         generation: mode, steps and budget; embeddings of a user = steps x outcomes x offsets.
         epochs: passes over the training events.
-        at_last_surface: ask for the surface of the history's last event; else for any.
         session_gap_s: a log without feed views gets them, split by longer pauses (intra-feed relaxation); 0 = none.
         without: what the model is not told, for ablations: items' content, or times beyond the order of events.
         beginnings: of the items' codes that whoever reads the log makes categories of: lengths by column.
@@ -45,7 +44,6 @@ class PinRecRecipe:
     training: TrainingConfig
     generation: GenerationConfig
     epochs: int
-    at_last_surface: bool = False
     session_gap_s: float = 0.0
     without: tuple[Literal["content", "time"], ...] = ()
     beginnings: Mapping[str, tuple[Annotated[int, Field(ge=1)], ...]] = field(default_factory=dict)
@@ -130,7 +128,6 @@ class PinRec:
                     history=History.of_rows(self._rows[lo:hi], texts),
                     k=k,
                     now=float(log.events.timestamp[hi - 1]),
-                    surface=int(log.events.surface[hi - 1]) if self._recipe.at_last_surface else None,
                 )
             )
         return requests

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.quality import command, models
 from benchmarks.quality.models import EMBEDDINGS, MODELS, Entry, Selection
-from benchmarks.quality.record import Run, pack, read_runs, unpack
+from benchmarks.quality.record import RESULTS, Run, pack, read_runs, unpack
 from benchmarks.quality.run import Prepared, Wanted
 from benchmarks.result import BenchmarkError
 from pinrec.config import Frozen
@@ -189,6 +189,11 @@ def test_settings_go_from_the_general_to_the_particular():
 @pytest.mark.parametrize("where", ["ml1m loo", "amazon_beauty loo", "kuairand_pure disjoint", "ml1m disjoint"])
 def test_every_model_has_a_config_that_is_valid(name, where):
     assert MODELS[name].config_for(*where.split()) is not None
+
+
+def test_the_settings_of_every_run_on_record_can_be_read():
+    for run in read_runs(RESULTS):
+        assert MODELS[run.model].config_of(run.config["model"]) is not None
 
 
 def test_counts_survive_packing():
