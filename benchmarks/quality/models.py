@@ -72,7 +72,10 @@ class Entry:
         return TypeAdapter(kind).validate_python(_over(merged(self.settings, keys(dataset, protocol)), last))
 
     def config_of(self, recorded: Settings) -> Any:
-        """The config that a JSON holds; settings that came later have their defaults, a recipe's that went are left."""
+        """The config that a JSON holds; settings that came later have their defaults.
+
+        A recipe's former ones count for nothing.
+        """
         return TypeAdapter(_named(self.config)).validate_python(recorded)
 
     def selection_for(self, dataset: str, protocol: str) -> Selection:
