@@ -11,8 +11,9 @@ from pydantic import Field
 from pinrec.baselines.contender import Contender
 from pinrec.baselines.popular import Popular, PopularConfig
 from pinrec.baselines.sasrec import SASRec, SASRecConfig
-from pinrec.config import Frozen, GenerationConfig, Mode, ModelConfig, TrainingConfig
+from pinrec.config import Frozen, GenerationConfig, Mode, ModelConfig, TrainingConfig, Vocabulary
 from pinrec.contender import PinRec, PinRecRecipe
+from pinrec.dataset import EventColumns
 from pinrec.evaluation import outcome_shares
 from pinrec.measures import Difference, K, PerUser, measure, paired_bootstrap
 from pinrec.protocols import Cases, ProtocolError, Split
@@ -198,13 +199,13 @@ def _contenders(
         "Popularity": partial(Popular, split, PopularConfig()),
         "SASRec": partial(SASRec, split, sasrec, config.seed),
     }
-    aims, offsets = _aims(split), len(config.model.offsets_s)
+    aims, offsets = aims_of(split.training_events, split.log.vocabulary), len(config.model.offsets_s)
     at_once = 1 if config.generation.in_turn else len(aims)
     embeddings_a_step = {"unconditioned": 1, "outcome": at_once, "multi_token": at_once * offsets}
     steps = -(-EMBEDDINGS // (len(aims) * offsets)) if protocol == "disjoint" else 1
     embeddings = steps * len(aims) * offsets if protocol == "disjoint" else 1
     for name, mode in PINREC.items():
-        each = embeddings // embeddings_a_step[mode] if protocol == "disjoint" else 1
+        each = embeddings // embeddings_a_step(mode, len(aims), offsets) if protocol == "disjoint" else 1
         generation = config.generation.model_copy(update={"mode": mode, "steps": each, "default_outcomes": aims})
         recipe = PinRecRecipe(config.model, training, generation, epochs)
         makers[name] = partial(PinRec, split, recipe, config.seed)
@@ -215,9 +216,18 @@ def _epochs(config: ComparisonConfig, steps: int, steps_an_epoch: float) -> int:
     return config.epochs or min(MOST_EPOCHS, max(1, round(steps / max(1.0, steps_an_epoch))))
 
 
-def _aims(split: Split) -> dict[str, float]:
-    """The budget: the outcomes that are frequent in training, the most frequent first."""
-    shares = outcome_shares(split.training_events, split.log.vocabulary)
+def embeddings_a_step(mode: Mode, outcomes: int, offsets: int) -> int:
+    """How many embeddings of a user a decode step emits, aimed at so many outcomes."""
+    return {"unconditioned": 1, "outcome": outcomes, "multi_token": outcomes * offsets}[mode]
+
+
+def aims_of(events: EventColumns, vocabulary: Vocabulary) -> dict[str, float]:
+    """The budget: the outcomes that are frequent in these events, the most frequent first.
+
+    Raises:
+        ProtocolError: there is no engagement.
+    """
+    shares = outcome_shares(events, vocabulary)
     if not shares:
         raise ProtocolError(
             "action: no engagement is left to train on; bring a longer log, or declare which actions are engaging"

@@ -19,7 +19,8 @@ if TYPE_CHECKING:  # torch comes with them, and a process must be set up before 
 
 Settings = Mapping[str, Any]
 EMBEDDINGS: Final = {"kuairand_pure": 16, "ml1m": 12}
-"""How many embeddings every model generates for a user under `disjoint`: outcomes x offsets x steps of MT,OC."""
+"""How many embeddings every model generates for a user under `disjoint`: outcomes x offsets x steps of MT,OC. On any
+other log they are counted once it is read (`equal`)."""
 
 
 class Selection(Frozen):
@@ -78,11 +79,11 @@ class Entry:
         """
         return TypeAdapter(_named(self.config)).validate_python(recorded)
 
-    def selection_for(self, dataset: str, protocol: str) -> Selection:
-        """How its epoch is chosen."""
+    def selection_for(self, dataset: str, protocol: str, embeddings: int = 1) -> Selection:
+        """How its epoch is chosen; with so many embeddings a user under `disjoint` on a log not in `EMBEDDINGS`."""
         default: dict[str, Any] = {"metric": "ndcg@10"}
         if protocol == "disjoint":
-            default = {"embeddings": EMBEDDINGS.get(dataset, 16)}
+            default = {"embeddings": EMBEDDINGS.get(dataset, embeddings)}
         chosen = default | merged(self.selection, keys(dataset, protocol))
         return Selection(**{"metric": f"equal@{10 * chosen.get('embeddings', 1)}"} | chosen)
 

@@ -63,7 +63,8 @@ trained on; at test time the history holds the validation item. Every action cou
 first half of such a user's events is the history; the targets are the items engaged with in the rest that the history
 does not hold. KuaiRand-Pure: 5 folds, each tested once. ML-1M: one of ten folds, with like, neutral and dislike all
 as outcomes. A user's budget of items is n = 10 E, with E embeddings a user from the models that generate them (16 on
-KuaiRand-Pure, 12 on ML-1M), free-running.
+KuaiRand-Pure, 12 on ML-1M; on any other log two steps of its frequent outcomes, three at most, at two offsets, and
+as many from every mode), free-running.
 
 - **equal@n** is the share of targets in one list of n distinct items. Every model shows as many, so this and recall@10
   compare families. Selected by equal@n.

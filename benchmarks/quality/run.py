@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 import torch
 
+from benchmarks.quality.equal import embeddings_on, generating
 from benchmarks.quality.models import MODELS, Entry, Selection, catalogue_config, plain
 from benchmarks.quality.record import Epoch, Run, means, overall, packed_users, run_name
 from benchmarks.result import ROOT, commit, machine
@@ -86,12 +87,10 @@ class Prepared:
         self.wanted, self.commit, self._recorded = wanted, commit(), recorded
         entry = (models or MODELS)[wanted.model]
         self.config: Any = entry.config_for(wanted.dataset, wanted.protocol, wanted.epochs)
-        self.selection: Selection = entry.selection_for(wanted.dataset, wanted.protocol)
         if recorded is not None:
             if self.data_sha256 != recorded.data_sha256:
                 raise ValueError(f"data: {wanted.data} is not the log of {recorded.name}; take that run again")
             self.config = entry.config_of(recorded.config["model"])
-            self.selection = Selection.model_validate(recorded.config["selection"])
         found = read_log_columns(
             wanted.data,
             config=catalogue_config(self.config),
@@ -100,6 +99,15 @@ class Prepared:
         )
         log = UserLog.of(found.events, found.catalogue, found.vocabulary)
         self.split: Split = leave_one_out(log) if wanted.protocol == "loo" else disjoint(log, wanted.fold, wanted.folds)
+        self.selection: Selection
+        if recorded is not None:
+            self.selection = Selection.model_validate(recorded.config["selection"])
+        elif wanted.protocol == "disjoint":
+            embeddings = embeddings_on(wanted.dataset, self.split)
+            self.selection = entry.selection_for(wanted.dataset, wanted.protocol, embeddings)
+            self.config = generating(self.config, wanted.dataset, self.split, self.selection.embeddings)
+        else:
+            self.selection = entry.selection_for(wanted.dataset, wanted.protocol)
         self.contender: Contender = entry.make(self.split, self.config, wanted.seed)
 
     @cached_property

@@ -1,17 +1,20 @@
 import gzip
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from benchmarks.quality import command, models
-from benchmarks.quality.models import EMBEDDINGS, MODELS, Entry, Selection
-from benchmarks.quality.record import RESULTS, Run, pack, read_runs, unpack
+from benchmarks.quality.equal import embeddings_on, generating
+from benchmarks.quality.models import EMBEDDINGS, MODELS, Entry, Selection, plain
+from benchmarks.quality.record import RESULTS, Run, pack, read_run, read_runs, unpack
 from benchmarks.quality.run import Prepared, Wanted
 from benchmarks.result import BenchmarkError
-from pinrec.config import Frozen
+from pinrec.config import Action, Frozen, Vocabulary
 from pinrec.measures import measure
-from tests.unit.pinrec.small_split import Wanderer
+from pinrec.protocols import disjoint
+from tests.unit.pinrec.small_split import Wanderer, random_user_log
 
 ITEMS, USERS, EMBEDDED = 40, 60, 2
 
@@ -194,6 +197,69 @@ def test_every_model_has_a_config_that_is_valid(name, where):
 def test_the_settings_of_every_run_on_record_can_be_read():
     for run in read_runs(RESULTS):
         assert MODELS[run.model].config_of(run.config["model"]) is not None
+
+
+@pytest.fixture
+def three_outcomes(tmp_path, monkeypatch):
+    """A log that no model has settings for, with click, like and save; PinRec is small."""
+    folder = tmp_path / "unheard_of"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    rows = ["user_id,item_id,action,surface,timestamp"]
+    rows += [
+        f"{user},{item},{('click', 'like', 'save', 'impression')[rng.integers(4)]},web,{1_000 + time}"
+        for user in range(40)
+        for time, item in enumerate(rng.permutation(ITEMS)[:12])
+    ]
+    (folder / "interactions.csv").write_text("\n".join(rows) + "\n")
+    small = {
+        "model": {"width": 16, "layers": 1, "history": 16, "stride": 1, "hash_buckets": 64, "bag_buckets": 64},
+        "training": {"batch_users": 8, "window": 8, "uniform_negatives": 8, "id_decay": 0.0}, "epochs": 1,
+    }  # fmt: skip
+    for name in ("pinrec", "pinrec_oc", "pinrec_uc"):
+        monkeypatch.setitem(models.MODELS, name, MODELS[name].but({"disjoint": small}))
+    return folder
+
+
+def test_on_a_log_of_ones_own_every_model_makes_as_many_embeddings_as_mt_oc(three_outcomes, tmp_path):
+    where = ["--checkpoints", str(tmp_path / "checkpoints"), "--out", str(tmp_path / "out")]
+    for name in ("pinrec", "pinrec_oc", "pinrec_uc", "popular"):
+        assert command.main(["--data", str(three_outcomes), "--protocol", "disjoint", "--model", name, *where]) == 0
+    runs = {run.model: run for run in read_runs(tmp_path / "out")}
+    assert {run.config["selection"]["embeddings"] for run in runs.values()} == {12}
+    assert all({"equal@120", "unordered@10"} <= run.test.keys() for run in runs.values())
+    made = {name: runs[name].config["model"]["generation"] for name in ("pinrec", "pinrec_oc", "pinrec_uc")}
+    assert {name: of["steps"] for name, of in made.items()} == {"pinrec": 2, "pinrec_oc": 4, "pinrec_uc": 12}
+    assert set(made["pinrec"]["default_outcomes"]) == {"click", "like", "save"}
+
+
+def test_numbers_that_cannot_agree_are_refused_before_training(three_outcomes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("pinrec.contender.PinRec.fit_epoch", lambda _: pytest.fail("trained"))
+    rare = models.MODELS["pinrec"].but({"disjoint": {"model": {"offsets_s": (0.0, 1.0, 2.0, 3.0, 4.0)}}})
+    monkeypatch.setitem(models.MODELS, "odd", rare)
+    command.main(["--data", str(three_outcomes), "--protocol", "disjoint", "--model", "odd", "--out", str(tmp_path)])
+    assert "makes 15 embeddings a user, where every model is to make 12" in capsys.readouterr().err
+    known = tmp_path / "ml1m"
+    three_outcomes.rename(known)
+    command.main(["--data", str(known), "--protocol", "disjoint", "--model", "pinrec", "--out", str(tmp_path)])
+    assert "outcomes.neutral" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("data", EMBEDDINGS)
+def test_settings_that_a_data_set_has_stay_as_they_are_and_agree_with_its_recorded_runs(data):
+    split = disjoint(random_user_log(users=40))
+    known = Vocabulary(actions=[Action(name=name) for name in _outcomes_on(data)])
+    split = replace(split, log=replace(split.log, vocabulary=known))
+    for name in ("pinrec", "pinrec_oc", "pinrec_uc", "popular"):
+        recorded = read_run(next(RESULTS.glob(f"{data}-disjoint-{name}-seed0-fold0.json")))
+        config = MODELS[name].config_for(data, "disjoint")
+        embeddings = embeddings_on(data, split)
+        assert plain(generating(config, data, split, embeddings)) == plain(config)
+        assert recorded.config["selection"]["embeddings"] == embeddings
+
+
+def _outcomes_on(data):
+    return MODELS["pinrec"].config_for(data, "disjoint").generation.default_outcomes
 
 
 def test_counts_survive_packing():
