@@ -106,9 +106,7 @@ def write_report(results: Path) -> Path:
         BenchmarkError: a file is no run.
     """
     runs, budgets = read_runs(results), read_budgets(results / BUDGETS.name)
-    PLOTS.mkdir(parents=True, exist_ok=True)
-    for name in plots_of(runs, budgets):
-        _draw(runs, budgets, name, PLOTS / f"{name}.svg")
+    write_plots(runs, budgets, PLOTS)
     rankings, speeds = read_rankings(results / FOLDER.name), read_speeds(results / SPEEDS.name)
     colds, kept = read_colds(results / COLD.name), read_kept(results / KEPT.name)
     DOCUMENT.write_text(render(runs, rankings, budgets, speeds, colds, kept))
@@ -149,6 +147,15 @@ def plots_of(runs: Sequence[Run], budgets: Sequence[BudgetRun] = ()) -> list[str
     names = [CURVES] if any(len(run.curve) > 1 for run in runs if run.protocol == "loo") else []
     names += [BARS.format(dataset) for dataset in DATA if _compared(runs, dataset)]
     return names + [SWEEP.format(dataset) for dataset in DATA if dataset in {run.dataset for run in budgets}]
+
+
+def write_plots(runs: Sequence[Run], budgets: Sequence[BudgetRun], folder: Path) -> list[Path]:
+    """Draw all of `plots_of` into a folder; where they lie."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: folder / f"{name}.svg" for name in plots_of(runs, budgets)}
+    for name, path in paths.items():
+        _draw(runs, budgets, name, path)
+    return list(paths.values())
 
 
 def _draw(runs: Sequence[Run], budgets: Sequence[BudgetRun], name: str, path: Path) -> None:

@@ -12,7 +12,7 @@ from benchmarks.quality.kept_record import read_kept
 from benchmarks.quality.plan import BASELINES, METHOD, plan
 from benchmarks.quality.ranking_record import FOLDER, read_rankings
 from benchmarks.quality.record import RESULTS, Epoch, Run, packed_users, read_runs
-from benchmarks.quality.report import DOCUMENT, PLOTS, plots_of, render, write_report
+from benchmarks.quality.report import DOCUMENT, PLOTS, plots_of, render, write_plots, write_report
 from benchmarks.result import BenchmarkError, Machine
 from benchmarks.training_speed.record import FOLDER as SPEEDS
 from benchmarks.training_speed.record import read_speeds
@@ -70,12 +70,15 @@ def row(text, start, section=""):
     return next(line for line in text.splitlines() if line.startswith(f"| {start} |"))
 
 
-def test_document_is_what_the_results_give():
+def test_document_and_plots_are_what_the_results_give(tmp_path):
     runs = read_runs(RESULTS)
     budgets = read_budgets(BUDGETS)
     expected = render(runs, read_rankings(FOLDER), budgets, read_speeds(SPEEDS), read_colds(COLD), read_kept(KEPT))
     assert DOCUMENT.read_text() == expected, "run `python -m benchmarks.quality.report`"
-    assert all((PLOTS / f"{name}.svg").exists() for name in plots_of(runs, budgets))
+    plots = write_plots(runs, budgets, tmp_path)
+    assert {path.name for path in plots} <= {path.name for path in PLOTS.iterdir()}
+    different = [path.name for path in plots if path.read_bytes() != (PLOTS / path.name).read_bytes()]
+    assert not different, "run `python -m benchmarks.quality.report`"
 
 
 def test_without_any_run_every_row_says_so():
