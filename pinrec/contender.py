@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from pinrec.baselines.contender import top_unseen
 from pinrec.bundle import Bundle
 from pinrec.config import GenerationConfig, ModelConfig, TrainingConfig
 from pinrec.encoding import Encoder, from_scratch
@@ -146,19 +147,20 @@ class PinRec:
         return lists
 
     def generated(self, cases: Cases, embeddings: int, k: int) -> Rows:
-        """See `Retriever`: the k best unseen items of each embedding, before lists are made of them."""
+        """See `Retriever`: the k best unseen items of each embedding, before lists are made of them.
+
+        Equal scores go to the lower row, as in every model's lists.
+        """
         with _CPU:
             e_BED = embed(self.bundle, self.requests(cases, k), self._generation).e_BED
         if e_BED.shape[1] != embeddings:
             raise ValueError(f"generation: makes {e_BED.shape[1]} embeddings a user, not {embeddings}")
-        found = np.full((len(cases), embeddings, k), -1, np.int64)
         table_DN = torch.from_numpy(self.bundle.table).T
-        for b, seen in enumerate(cases.seen):
-            scores = torch.from_numpy(e_BED[b]) @ table_DN
-            scores[:, torch.from_numpy(seen)] = -torch.inf
-            best = scores.topk(min(k, scores.shape[1]))
-            found[b, :, : best.indices.shape[1]] = np.where(best.values.isneginf(), -1, best.indices)
-        return found
+        made = []
+        for b, e_ED in enumerate(e_BED):
+            user = cases.at(np.full(embeddings, b))
+            made.append(top_unseen(torch.from_numpy(e_ED) @ table_DN, user, k))
+        return np.stack(made)
 
 
 def packed_rows(log: UserLog) -> np.ndarray:

@@ -1,12 +1,14 @@
 """PinRec under comparison: it resumes exactly, retrieves what serving would, and sees only what its recipe tells it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from pinrec.config import GenerationConfig, ModelConfig, TrainingConfig
 from pinrec.contender import PinRec, PinRecRecipe
-from pinrec.generation import generate
+from pinrec.generation import embed, generate
 from pinrec.items import feature_bag
 from pinrec.measures import measure
 from pinrec.protocols import disjoint, leave_one_out
@@ -74,6 +76,21 @@ def test_each_embedding_retrieves_its_own_best_unseen_items(split):
         assert not np.isin(rows, seen).any()
         for row in rows:
             assert len(np.unique(row[row >= 0])) == (row >= 0).sum()
+
+
+def test_equal_scores_of_an_embedding_go_to_the_lower_row():
+    split = disjoint(random_user_log(users=40, items=60), folds=4)
+    model = PinRec(split, recipe(), 0)
+    for kinds in (1, 4):  # of vectors: all items are the same, or a quarter of them each
+        vectors = np.eye(kinds, MODEL.width, dtype=np.float32)  # products are exact, in whatever order they are added
+        table = np.ascontiguousarray(vectors[np.arange(60) % kinds])
+        model._bundle = replace(model.bundle, table=table)
+        e_BED = embed(model.bundle, model.requests(split.test, 7), MULTI).e_BED
+        for rows, e_ED, seen in zip(model.generated(split.test, 8, 7), e_BED, split.test.seen, strict=True):
+            score_EN = e_ED @ vectors.T
+            for row, of_kind in zip(rows.tolist(), score_EN, strict=True):
+                unseen = sorted(set(range(60)) - set(seen.tolist()), key=lambda n: (-of_kind[n % kinds], n))
+                assert row == unseen[:7]
 
 
 def test_another_number_of_embeddings_than_its_generation_makes_is_refused(split):
