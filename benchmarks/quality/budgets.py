@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.quality.budgets_record import FOLDER, BudgetRun, Shares, budgets, packed_targets
-from benchmarks.quality.process import use_all_cores
+from benchmarks.quality.process import ended, use_all_cores
 from benchmarks.quality.record import RESULTS, pack_bits, read_run, run_name
 from benchmarks.quality.run import Prepared, Wanted
-from benchmarks.result import ROOT, BenchmarkError, machine
+from benchmarks.result import ROOT, machine
 from pinrec.config import GenerationConfig
 from pinrec.contender import PinRec, PinRecRecipe
 from pinrec.encoding import encode
@@ -39,19 +39,15 @@ def main(arguments: list[str] | None = None) -> int:
     keep_freed_memory()
     use_all_cores()
     name = run_name(options.data.resolve().name, options.protocol, MODEL, options.seed, options.fold)
-    try:
+
+    def take() -> None:
         recorded = read_run(options.out / f"{name}.json")
         wanted = replace(Wanted.again(recorded, options.data), checkpoints=options.checkpoints)
         prepared = Prepared(wanted, recorded=recorded)
         prepared.fit(progress=lambda fitted: print(f"{name}  epoch {fitted.curve[-1].epoch}, anew", flush=True))
         print(budget_run(prepared).write(options.out / FOLDER.name), flush=True)
-    except (BenchmarkError, ValueError) as error:
-        print(f"quality: {name}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"quality: {name}: interrupted; the same command begins again", file=sys.stderr)
-        return 130
-    return 0
+
+    return ended(name, take, "begins again")
 
 
 def budget_run(prepared: Prepared) -> BudgetRun:

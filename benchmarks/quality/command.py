@@ -4,22 +4,20 @@ python -m benchmarks.quality --data ../data/ml1m --protocol loo --model sasrec -
 """
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from benchmarks.quality.models import MODELS
-from benchmarks.quality.process import use_all_cores
+from benchmarks.quality.process import add_trial, ended, results, use_all_cores
 from benchmarks.quality.record import PROTOCOLS, RESULTS, read_run
-from benchmarks.result import ROOT, BenchmarkError
+from benchmarks.result import ROOT
 from streaming.process import keep_freed_memory
 
 if TYPE_CHECKING:
     from benchmarks.quality.run import Prepared
     from pinrec.selection import Fitted
 
-_TRIALS: Final = ROOT / ".pinrec" / "quality-trials"
 _EXAMPLE: Final = (
     "Example: python -m benchmarks.quality --data ../data/kuairand_pure --protocol disjoint --fold 2 --model popular"
 )
@@ -43,8 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
         epochs=options.epochs,
         checkpoints=options.checkpoints,
     )
-    out: Path = options.out or (_TRIALS if options.epochs is not None else RESULTS)
-    try:
+    out = results(options)
+
+    def take() -> None:
         use_device(options.device)
         prepared = Prepared(wanted)
         if lender := MODELS[wanted.model].weights_of:
@@ -54,15 +53,11 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             fitted = prepared.fit(progress=lambda fitted: print(_line(prepared, fitted), flush=True))
         run = prepared.test(fitted)
-    except (BenchmarkError, ValueError, ModuleNotFoundError) as error:
-        _fail(f"{wanted.name}: {error}")
-        return 2
-    except KeyboardInterrupt:
-        _fail(f"{wanted.name}: interrupted; the same command goes on from the last whole epoch")
-        return 130
-    figures = ", ".join(f"{name} {value:.4f}" for name, value in run.test.items() if ":" not in name and "@" in name)
-    print(f"{wanted.name}: test {figures}; epoch {fitted.best_epoch} selected; {run.write(out)}", flush=True)
-    return 0
+        told = {name: value for name, value in run.test.items() if ":" not in name and "@" in name}
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in told.items())
+        print(f"{wanted.name}: test {figures}; epoch {fitted.best_epoch} selected; {run.write(out)}", flush=True)
+
+    return ended(wanted.name, take, "goes on from the last whole epoch")
 
 
 def _line(prepared: "Prepared", fitted: "Fitted") -> str:
@@ -72,10 +67,6 @@ def _line(prepared: "Prepared", fitted: "Fitted") -> str:
     best = f" (best {fitted.value(metric):.4f} at {fitted.best_epoch})" if fitted.valid else ""
     epoch = f"epoch {point.epoch}/{prepared.contender.epochs}"
     return f"{prepared.wanted.name}  {epoch}{loss}{valid}{best}  {point.seconds:.0f} s"
-
-
-def _fail(text: str) -> None:
-    print(f"quality: {text}", file=sys.stderr, flush=True)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -95,14 +86,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--folds", type=int, default=5, help="disjoint: into how many the users are divided (default: 5)"
     )
     parser.add_argument("--all-engage", action="store_true", help="disjoint: every action is an outcome, dislikes too")
-    parser.add_argument("--epochs", type=_positive, help="in place of the model's own: a trial, kept apart")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: the GPU where there is one)")
     parser.add_argument("--checkpoints", type=Path, help="folder of the checkpoints (default: .pinrec/quality)")
-    parser.add_argument("--out", type=Path, help=f"folder of the JSONs (default: {RESULTS.relative_to(ROOT)})")
+    add_trial(parser, f"folder of the JSONs (default: {RESULTS.relative_to(ROOT)})")
     return parser.parse_args(arguments)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError("must be a whole number from 1")
-    return int(text)

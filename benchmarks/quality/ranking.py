@@ -21,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.quality.models import MODELS
-from benchmarks.quality.process import use_all_cores
+from benchmarks.quality.process import add_trial, ended, results, use_all_cores
 from benchmarks.quality.ranking_record import FOLDER, MODEL, Compared, Cost, RankingRun, Time
-from benchmarks.quality.record import RESULTS, means
+from benchmarks.quality.record import means
 from benchmarks.quality.run import Prepared, Wanted
 from benchmarks.result import ROOT, machine, summary
 from pinrec.bundle import Bundle
@@ -56,20 +56,20 @@ def main(arguments: list[str] | None = None) -> int:
     keep_freed_memory()
     use_all_cores()
     wanted = Wanted(options.data, "disjoint", MODEL, options.seed, options.fold, epochs=options.epochs)
+    return ended(wanted.name, lambda: _take(wanted, results(options)), "goes on from the last whole epoch")
+
+
+def _take(wanted: Wanted, out: Path) -> None:
     prepared = Prepared(wanted, {MODEL: ENTRY})
-    try:
-        fitted = prepared.fit(progress=lambda f: print(f"epoch {f.curve[-1].epoch}: {f.curve[-1].valid}", flush=True))
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last whole epoch", file=sys.stderr)
-        return 130
+    fitted = prepared.fit(progress=lambda f: print(f"epoch {f.curve[-1].epoch}: {f.curve[-1].valid}", flush=True))
     contender, split = prepared.contender, prepared.split
     assert isinstance(contender, PinRec)
     shown = shown_figures(contender, prepared.config, split)
     retrieved = retrieved_figures(contender, prepared.config, split)
     run = RankingRun(
-        dataset=prepared.wanted.dataset,
-        seed=options.seed,
-        fold=options.fold,
+        dataset=wanted.dataset,
+        seed=wanted.seed,
+        fold=wanted.fold,
         test=means(measure(contender, split.test, prepared.selection.embeddings).mean()),
         valid=means(fitted.valid),
         shown=_mean(shown) | {"users": float(len(shown["head"]))},
@@ -93,8 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
         machine=machine(ROOT),
     )
     print(run.model_dump_json(include={"shown", "retrieved", "gains", "cost"}, indent=1))
-    print(run.write(options.out / FOLDER.name))
-    return 0
+    print(run.write(out / FOLDER.name))
 
 
 def shown_lists(split: Split) -> tuple[Cases, list[NDArray[np.int64]], list[NDArray[np.bool_]]]:
@@ -232,8 +231,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder with interactions.csv.gz, in the plain form")
     parser.add_argument("--fold", type=int, default=0, help="of the five, the one to test on (default: 0)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, help="in place of the model's own: a trial")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the runs' JSONs; its own goes to ranking/")
+    add_trial(parser, "folder of the runs' JSONs; its own goes to ranking/")
     return parser.parse_args(arguments)
 
 

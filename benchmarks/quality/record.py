@@ -16,6 +16,8 @@ from pinrec.measures import PerUser
 from pinrec.protocols import Cases
 
 RESULTS: Final = ROOT / "benchmarks" / "results" / "quality"
+TRIALS: Final = ROOT / ".pinrec" / "quality-trials"
+"""Where runs go that are no results: of other epochs than the config's."""
 PROTOCOLS: Final = ("loo", "disjoint")
 _PERMILLE: Final = 1_000
 M = TypeVar("M", bound=BaseModel)

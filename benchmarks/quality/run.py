@@ -24,7 +24,6 @@ from streaming.log_columns import log_in, read_log_columns
 
 CHECKPOINTS: Final = ROOT / ".pinrec" / "quality"
 _BLOCK: Final = 1 << 20
-_LENT: Final = ("generation", "model")  # the model's shape must agree for weights to load; its offsets need not
 
 
 @dataclass(frozen=True)
@@ -153,14 +152,14 @@ class Prepared:
         """Take the selected weights of another run in place of fitting; the figures on validation are this one's own.
 
         Raises:
-            ValueError: the two differ in more than `generation` and `model`, so the weights would be others.
+            ValueError: the two differ in more than how embeddings are made of the weights.
         """
-        mine, theirs = (
-            {k: v for k, v in plain(run.config).items() if k not in _LENT} | run.described["protocol"]
-            for run in (self, lender)
-        )
+        mine, theirs = (_of_weights(plain(run.config)) | run.described["protocol"] for run in (self, lender))
         if mine != theirs:
-            raise ValueError(f"{lender.wanted.name} has other settings than {self.wanted.name}; take it again")
+            different = ", ".join(name for name in mine if mine[name] != theirs.get(name))
+            raise ValueError(
+                f"{lender.wanted.name} has other settings than {self.wanted.name} ({different}); take it again"
+            )
         fitted = lender.fit()
         self.contender.load_state(lender.contender.state())
         since = time.perf_counter()
@@ -196,6 +195,16 @@ class Prepared:
             machine=machine(ROOT),
             users=packed_users(found, cases) if is_disjoint else None,
         )
+
+
+def _of_weights(config: dict[str, Any]) -> dict[str, Any]:
+    """What weights, and what a history is to them, depend on: all but the offsets asked for and the budget.
+
+    The mode stays: a model is trained for it.
+    """
+    model = {f"model.{name}": value for name, value in config["model"].items() if name != "offsets_s"}
+    rest = {name: value for name, value in config.items() if name not in ("model", "generation")}
+    return rest | model | {"generation.mode": config["generation"]["mode"]}
 
 
 def use_device(name: str) -> None:

@@ -1,7 +1,6 @@
 """What measures on a split by time share: a log or a town with a recipe, a model selected on it, and the command."""
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.quality.models import MODELS, catalogue_config
-from benchmarks.quality.process import use_all_cores
+from benchmarks.quality.process import add_trial, ended, results, use_all_cores
 from benchmarks.quality.record import SideMeasure
-from benchmarks.result import BenchmarkError
 from pinrec.config import Vocabulary
 from pinrec.contender import PinRec, PinRecRecipe
 from pinrec.dataset import EventColumns
@@ -98,33 +96,31 @@ def command(
 
     Args:
         name: of the module, and in the JSON's name.
-        folder: of the JSON, where none is asked for.
+        folder: of its JSONs among the results, and of the same name wherever else they go.
         measure: of a source and a seed.
         told: what is said of the result.
     """
-    options = _parse(arguments, name, description, folder)
+    options = _parse(arguments, name, description)
     use_all_cores()
-    try:
+
+    def take() -> None:
         source = town(TownConfig(), options.epochs) if options.town else logged(options.data, options.epochs)
         run = measure(source, options.seed)
-    except (BenchmarkError, ValueError) as error:
-        print(f"quality: {name}: {error}", file=sys.stderr)
-        return 2
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{run.dataset}-{name}-seed{run.seed}.json"
-    path.write_text(run.model_dump_json(indent=1) + "\n")
-    for said in (*told(run), path):
-        print(said)
-    return 0
+        path = results(options) / folder.name / f"{run.dataset}-{name}-seed{run.seed}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(run.model_dump_json(indent=1) + "\n")
+        for said in (*told(run), path):
+            print(said)
+
+    return ended(name, take, "begins again")
 
 
-def _parse(arguments: list[str] | None, name: str, description: str, folder: Path) -> argparse.Namespace:
+def _parse(arguments: list[str] | None, name: str, description: str) -> argparse.Namespace:
     module = f"python -m benchmarks.quality.{name}"
     parser = argparse.ArgumentParser(prog=module, description=description, epilog=f"Example: {module} --town")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--data", type=Path, help="folder with interactions.csv.gz, in the plain form")
     which.add_argument("--town", action="store_true", help="the past of the simulated town")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, help="in place of the config's, for a trial")
-    parser.add_argument("--out", type=Path, default=folder, help="folder of the JSON")
+    add_trial(parser, f"folder of the runs' JSONs; its own goes to {name}/")
     return parser.parse_args(arguments)

@@ -133,10 +133,16 @@ def test_a_variant_of_generation_has_the_weights_of_the_trained_model(take, tmp_
     assert [epoch.epoch for epoch in variant.curve] == [
         max((e for e in whole.curve if e.valid), key=lambda e: e.valid["equal@60"]).epoch
     ]
-    monkeypatch.setitem(models.MODELS, "otherwise", replace(OTHERWISE.but({"": {"training": {"log_q": False}}})))
-    code, said = take(command.main, "--model", "otherwise")
-    assert code == 2
-    assert "has other settings than" in said
+    others = {
+        "training": {"training": {"log_q": False}}, "model.dropout": {"model": {"dropout": 0.3}},
+        "model.max_offset_s": {"model": {"max_offset_s": 7.0}}, "generation.mode": {"generation": {"mode": "outcome"}},
+    }  # fmt: skip
+    for name, settings in others.items():
+        steps = {"generation": {"steps": 2}} if name == "generation.mode" else {}
+        monkeypatch.setitem(models.MODELS, "otherwise", OTHERWISE.but({"": settings}).but({"": steps}))
+        code, said = take(command.main, "--model", "otherwise")
+        assert code == 2
+        assert f"has other settings than kuairand_pure-disjoint-otherwise-seed0-fold1 ({name})" in said
 
 
 def test_embeddings_a_step_differ_from_pinrec_in_generation_alone_and_make_sixteen():

@@ -62,7 +62,7 @@ def test_what_came_after_a_history_is_not_in_its_list():
 
 def test_a_small_town_is_measured_from_its_past_to_the_json(tmp_path, small_town, capsys):
     assert cold.main(["--town", "--epochs", "1", "--out", str(tmp_path)]) == 0
-    (run,) = read_colds(tmp_path)
+    (run,) = read_colds(tmp_path / "cold")
     assert sum(group.items for group in run.groups.values()) == 120
     assert sum(group.answers for group in run.groups.values()) == pytest.approx(1)
     assert all(0 <= group.found <= group.targets for group in run.groups.values())
@@ -73,6 +73,22 @@ def test_a_small_town_is_measured_from_its_past_to_the_json(tmp_path, small_town
         assert f"| {group.items} | {100 * group.answers:.1f} % (" in line
         assert f"| {group.targets:,} |" in line
     assert cold.main(["--data", str(tmp_path / "nothing")]) == 2
+
+
+def test_a_trial_stays_out_of_the_results_and_an_interruption_is_a_sentence(tmp_path, small_town, capsys, monkeypatch):
+    monkeypatch.setattr("benchmarks.quality.process.TRIALS", tmp_path / "trials")
+    assert cold.main(["--town", "--epochs", "1"]) == 0
+    assert len(read_colds(tmp_path / "trials" / "cold")) == 1
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PinRec, "fit_epoch", interrupted)
+    assert cold.main(["--town", "--epochs", "1", "--out", str(tmp_path)]) == 130
+    assert "cold: interrupted; the same command begins again" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cold.main(["--town", "--epochs", "0"])
+    assert "--epochs: must be a whole number from 1" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_measure_of_cold_items_is_named(tmp_path):

@@ -24,7 +24,7 @@ def test_lists_of_each_type_are_compared_with_those_of_float32():
 
 def test_a_small_town_is_measured_from_its_past_to_the_page(tmp_path, small_town, capsys):
     assert kept.main(["--town", "--epochs", "1", "--out", str(tmp_path)]) == 0
-    (run,) = read_kept(tmp_path)
+    (run,) = read_kept(tmp_path / "kept")
     assert tuple(run.types) == TYPES
     assert run.types["float32"].same == 1.0
     assert run.types["bfloat16"].same > 0.9

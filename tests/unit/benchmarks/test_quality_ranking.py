@@ -110,9 +110,20 @@ def test_the_command_leaves_one_json_with_gains_and_cost(tmp_path, monkeypatch, 
         assert reused.spread[0] <= reused.median <= reused.spread[1]
     assert run.config["model"]["model"]["ranking"] is True
     assert {"unordered@10", "ndcg@10"} <= run.test.keys()
+    monkeypatch.setattr("benchmarks.quality.process.TRIALS", tmp_path / "trials")
+    assert ranking.main(["--data", str(folder), "--fold", "1", "--seed", "3", "--epochs", "1"]) == 0
+    assert len(read_rankings(tmp_path / "trials" / "ranking")) == 1
     page = "\n".join(ranking_section([run]))
     assert f"{run.cost[0].times['head, cache reused'].median:.3g} (" in page
     assert f"{gain.after:.4f}".removeprefix("0") in page
+
+
+def test_what_is_wrong_with_log_or_setting_is_a_sentence(tmp_path, capsys):
+    assert ranking.main(["--data", str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert "holds no log; name it interactions.csv.gz" in capsys.readouterr().err
+    (tmp_path / "interactions.csv").write_text("user_id,item_id,action,surface,timestamp\n1,2,click,web,3\n")
+    assert ranking.main(["--data", str(tmp_path), "--fold", "5", "--out", str(tmp_path)]) == 2
+    assert "fold: must be from 0 to 4, not 5" in capsys.readouterr().err
 
 
 def test_where_nothing_was_measured_the_page_says_nothing_and_another_json_is_refused(tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.quality import command, models
+from benchmarks.quality import command, models, process
 from benchmarks.quality.equal import embeddings_on, generating
 from benchmarks.quality.models import EMBEDDINGS, MODELS, Entry, Selection, plain
 from benchmarks.quality.record import RESULTS, Run, pack, read_run, read_runs, unpack
@@ -119,9 +119,11 @@ def test_figures_of_each_user_survive_the_file(run, data):
     np.testing.assert_array_equal(unpack(found.users["targets"]), measured.targets)
 
 
-def test_a_run_that_was_interrupted_goes_on_and_gives_the_same_json(run, monkeypatch):
-    _, out, _ = run(protocol="loo")
+def test_a_run_that_was_interrupted_goes_on_and_gives_the_same_json(run, monkeypatch, tmp_path):
+    again = ("--seed", "1")
+    _, out, _ = run(*again, "--checkpoints", str(tmp_path / "elsewhere"), protocol="loo")
     (whole,) = read_runs(out)
+    (out / f"{whole.name}.json").unlink()
     fit_epoch = Walk.fit_epoch
 
     def interrupted(self):
@@ -130,15 +132,21 @@ def test_a_run_that_was_interrupted_goes_on_and_gives_the_same_json(run, monkeyp
         return fit_epoch(self)
 
     monkeypatch.setattr(Walk, "fit_epoch", interrupted)
-    code, _, said = run("--seed", "1", protocol="loo")
+    code, _, said = run(*again, protocol="loo")
     assert code == 130
     assert "goes on from the last whole epoch" in said.err
     monkeypatch.setattr(Walk, "fit_epoch", fit_epoch)
-    code, _, said = run("--seed", "1", protocol="loo")
+    code, _, said = run(*again, protocol="loo")
     assert code == 0
     assert "epoch 3/5" not in said.out
     assert "epoch 4/5" in said.out
-    assert len(read_runs(out)[1].curve) == len(whole.curve)
+    (resumed,) = read_runs(out)
+    assert _but_for_time(resumed) == _but_for_time(whole)
+
+
+def _but_for_time(run):
+    content = run.model_dump(exclude={"seconds", "curve"})
+    return content | {"curve": [epoch.model_dump(exclude={"seconds"}) for epoch in run.curve]}
 
 
 def test_other_settings_do_not_go_on_from_a_checkpoint(run, data, tmp_path):
@@ -150,7 +158,7 @@ def test_other_settings_do_not_go_on_from_a_checkpoint(run, data, tmp_path):
 
 
 def test_a_trial_of_few_epochs_stays_out_of_the_results(data, monkeypatch, tmp_path, run):
-    monkeypatch.setattr(command, "_TRIALS", tmp_path / "trials")
+    monkeypatch.setattr(process, "TRIALS", tmp_path / "trials")
     assert command.main(["--data", str(data), "--protocol", "loo", "--model", "walk", "--epochs", "2"]) == 0
     assert len(read_runs(tmp_path / "trials")[0].curve) == 2
 
