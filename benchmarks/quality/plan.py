@@ -1,4 +1,4 @@
-"""Every run that docs/quality.md tells of, in the order they are taken: the most informative first."""
+"""Every run that docs/quality.md tells of but that of training speed, in the order they are taken: most telling first."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,6 +7,8 @@ from typing import Final
 
 from benchmarks.quality.budgets_record import FOLDER as BUDGETS_FOLDER
 from benchmarks.quality.budgets_record import MODEL as BUDGETS
+from benchmarks.quality.cold_record import FOLDER as COLD_FOLDER
+from benchmarks.quality.kept_record import FOLDER as KEPT_FOLDER
 from benchmarks.quality.models import MODELS
 from benchmarks.quality.ranking_record import FOLDER as RANKING_FOLDER
 from benchmarks.quality.ranking_record import MODEL as RANKING
@@ -21,7 +23,15 @@ ABLATIONS: Final = (
     "no_time", "e1", "e4", "e16",
 )  # fmt: skip
 ABLATED_FOLDS: Final = (0, 1)
-_OF_THEIR_OWN: Final = {BUDGETS: ("budgets", BUDGETS_FOLDER.name), RANKING: ("ranking", RANKING_FOLDER.name)}
+BY_TIME: Final = "by_time"
+TOWN: Final = "town"
+"""The simulated one: it takes no folder of data."""
+_OF_THEIR_OWN: Final = {
+    BUDGETS: ("budgets", BUDGETS_FOLDER.name),
+    RANKING: ("ranking", RANKING_FOLDER.name),
+    "cold": ("cold", COLD_FOLDER.name),
+    "kept": ("kept", KEPT_FOLDER.name),
+}
 """Module and folder of what is measured beside the table of models."""
 
 
@@ -38,6 +48,8 @@ class Planned:
     @property
     def name(self) -> str:
         """Name of its JSON, without the ending."""
+        if self.protocol == BY_TIME:
+            return f"{self.dataset}-{self.model}-seed{self.seed}"
         return run_name(self.dataset, self.protocol, self.model, self.seed, self.fold)
 
     @property
@@ -54,6 +66,9 @@ class Planned:
 
     def arguments(self, data: Path) -> list[str]:
         """Those of its command; that of budgets finds the rest in the run whose model it takes."""
+        if self.protocol == BY_TIME:
+            of = ["--town"] if self.dataset == TOWN else ["--data", str(data / self.dataset)]
+            return [*of, "--seed", str(self.seed)]
         if self.model in _OF_THEIR_OWN:
             return ["--data", str(data / self.dataset), "--seed", str(self.seed), "--fold", str(self.fold)]
         arguments = [
@@ -81,6 +96,8 @@ def plan() -> list[Planned]:
         *(Planned("ml1m", "disjoint", model, fold=0) for model in (*METHOD, BUDGETS, *BASELINES)),
         *_folds(ABLATED_FOLDS, ABLATIONS),
         *_folds((0,), (RANKING,)),
+        *(Planned(data, BY_TIME, "cold") for data in ("kuairand_pure", TOWN)),
+        Planned("kuairand_pure", BY_TIME, "kept"),
         *(Planned(data, "loo", "pinrec", seed) for seed in (1, 2) for data in ("ml1m", "amazon_beauty")),
         *(Planned("ml1m", "disjoint", model, seed, 0) for seed in (1, 2) for model in (*METHOD, BUDGETS, *BASELINES)),
     )

@@ -1,4 +1,9 @@
-"""docs/quality.md and its plots, from the JSONs: `python -m benchmarks.quality.report`. Nothing is typed by hand."""
+"""docs/quality.md and its plots, from the JSONs: `python -m benchmarks.quality.report`.
+
+No figure of ours in a table is typed by hand. Typed, in `public`, are the figures of others, who is told what (READS),
+what was tried where a goal is not reached (TRIED) and why a public figure is not reproduced (WHY_NOT), with the figures
+of trials in them, of which there are no JSONs.
+"""
 
 import argparse
 import sys
@@ -39,7 +44,8 @@ _HEAD: Final = """\
 # Quality
 
 How well PinRec finds what a user engages with next, beside other models on the same events. `make quality DATA=path`
-takes or resumes all runs and makes this page of `benchmarks/results/quality/*.json`; a single run is explained by
+takes or resumes all runs but that of [training speed](#training-speed), which has a command of its own, and makes this
+page of the JSONs in `benchmarks/results/quality/`; `LIST=1` shows which are done. A single run is explained by
 `.venv/bin/python -m benchmarks.quality --help`, and this page alone is made by
 `.venv/bin/python -m benchmarks.quality.report`. The data sets are not in this repository: `path` holds a folder for
 each (`ml1m`, `amazon_beauty`, `kuairand_pure`), with `interactions.csv.gz` and `items.csv.gz` in the plain log form.

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.quality import queue
-from benchmarks.quality.plan import Planned
+from benchmarks.quality.plan import BY_TIME, TOWN, Planned, plan
+from benchmarks.quality.record import RESULTS
 
 RUNS = [Planned("tiny", "loo", "good"), Planned("tiny", "loo", "bad"), Planned("tiny", "disjoint", "good", fold=1)]
 
@@ -92,3 +93,21 @@ def test_budgets_have_a_command_and_a_folder_of_their_own():
     assert planned.arguments(Path("data")) == ["--data", "data/kuairand_pure", "--seed", "0", "--fold", "3"]
     model = Planned("ml1m", "loo", "pinrec")
     assert (model.module, model.file) == ("benchmarks.quality", Path("ml1m-loo-pinrec-seed0.json"))
+
+
+def test_what_is_split_by_time_has_a_command_and_a_folder_and_is_planned():
+    of_log, of_town = Planned("kuairand_pure", BY_TIME, "kept"), Planned(TOWN, BY_TIME, "cold")
+    assert (of_log.module, of_town.module) == ("benchmarks.quality.kept", "benchmarks.quality.cold")
+    assert of_log.arguments(Path("data")) == ["--data", "data/kuairand_pure", "--seed", "0"]
+    assert of_town.arguments(Path("data")) == ["--town", "--seed", "0"]
+    assert of_town.file == Path("cold", "town-cold-seed0.json")
+    recorded = {path.relative_to(RESULTS) for kind in ("cold", "kept") for path in (RESULTS / kind).glob("*.json")}
+    assert recorded <= {planned.file for planned in plan()}
+
+
+def test_the_town_needs_no_folder_of_data(take, monkeypatch, tmp_path):
+    monkeypatch.setattr(queue, "plan", lambda: [Planned(TOWN, BY_TIME, "cold")])
+    code, done, said = take("--data", str(tmp_path / "nowhere"))
+    assert code == 0
+    assert done == ["town-cold-seed0"]
+    assert "[1/1] town-cold-seed0: done" in said.out
