@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+from benchmarks.quality.admission import Admission
 from benchmarks.quality.compare import common, difference, figure
 from benchmarks.quality.plan import ABLATED_FOLDS, ABLATIONS, BASELINES, FOLDS, METHOD, plan
 from benchmarks.quality.public import CLAIM, DIVERSITY_LEAD, LEAD, TRIED, UNORDERED_LEAD
@@ -15,13 +16,14 @@ RECALL = "recall@10"
 _ORDER = ("pinrec_uc", "pinrec_oc", "pinrec")
 
 
-def disjoint_section(runs: Sequence[Run], dataset: str) -> list[str]:
-    """All tables of one data set."""
+def disjoint_section(runs: Sequence[Run], dataset: str, admission: Admission) -> list[str]:
+    """All tables of one data set; baselines are named as by `admission`."""
     return [
         f"## {DATA[dataset]}, disjoint users\n",
-        *_models(runs, dataset),
+        *_models(runs, dataset, admission),
+        *admission.legend(),
         "### Claims\n",
-        *_claims(runs),
+        *_claims(runs, admission),
         *([f"{TRIED[dataset]}\n"] if dataset in TRIED else []),
         "### By outcome\n",
         *_outcomes(runs),
@@ -74,7 +76,7 @@ def _embeddings_a_step(runs: Sequence[Run], equal: str) -> list[str]:
     return table(["Compared", "Figure", "From", "To", "Difference"], rows)
 
 
-def _models(runs: Sequence[Run], dataset: str) -> list[str]:
+def _models(runs: Sequence[Run], dataset: str, admission: Admission) -> list[str]:
     figures = (equal_name(runs), RECALL, "ndcg@10", UNORDERED, "diversity")
     planned = [p for p in plan() if (p.dataset, p.protocol) == (dataset, "disjoint")]
     rows = []
@@ -82,12 +84,12 @@ def _models(runs: Sequence[Run], dataset: str) -> list[str]:
         found = of_model(runs, model)
         taken = f"{len(found)} of {sum(p.model == model for p in planned)}"
         if not found:
-            rows.append([name_of(model), NOT_RUN, *[""] * (len(figures) + 1)])
+            rows.append([admission.named(model), NOT_RUN, *[""] * (len(figures) + 1)])
             continue
         distinct = sum(run.test["distinct_items"] for run in found) / len(found)
         comparable = figures if model in METHOD else figures[:-2]
         values = [share(figure(found, name)) if name in comparable else "-" for name in figures]
-        rows.append([name_of(model), taken, *values, f"{distinct:,.0f}"])
+        rows.append([admission.named(model), taken, *values, f"{distinct:,.0f}"])
     return table(["Model", _unit(dataset), *figures, "Distinct items in lists of 10"], rows)
 
 
@@ -95,7 +97,7 @@ def _unit(dataset: str) -> str:
     return "Folds" if FOLDS[dataset] == 5 else "Seeds"
 
 
-def _claims(runs: Sequence[Run]) -> list[str]:
+def _claims(runs: Sequence[Run], admission: Admission) -> list[str]:
     equal, rows = equal_name(runs), []
     for name in (equal, UNORDERED, RECALL):
         best = None if name == UNORDERED else _best_baseline(runs, name)
@@ -103,7 +105,7 @@ def _claims(runs: Sequence[Run]) -> list[str]:
             rows.append(_order(runs, best, name))
             rows += [_compared(runs, a, b, name, goal) for (a, b), goal in LEAD.items()]
         if best:
-            rows += [_compared(runs, best, model, name, 0.0) for model in METHOD[::-1]]
+            rows += [_compared(runs, best, model, name, 0.0, admission.named(best)) for model in METHOD[::-1]]
     rows.append(_compared(runs, "pinrec_oc", "pinrec", "diversity", DIVERSITY_LEAD))
     notes = []
     if of_model(runs, "e1"):
@@ -135,10 +137,10 @@ def _order(runs: Sequence[Run], best: str | None, name: str) -> list[str]:
     return [claim, name, "", "", "", "", "more", outcome]
 
 
-def _compared(runs: Sequence[Run], a: str, b: str, name: str, goal: float) -> list[str]:
+def _compared(runs: Sequence[Run], a: str, b: str, name: str, goal: float, named: str = "") -> list[str]:
     wanted = f"at least {percent(goal)}" if goal else "more"
     of_a, of_b = common(of_model(runs, a), of_model(runs, b))
-    names = [f"{name_of(b)} over {name_of(a)}", name]
+    names = [f"{name_of(b)} over {named or name_of(a)}", name]
     found = difference(of_a, of_b, name)
     if found is None:
         return [*names, NOT_RUN, "", "", "", wanted, ""]

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from statistics import mean
-from typing import Final
 
-from benchmarks.quality.plan import plan
-from benchmarks.quality.public import FLOOR, GOAL, READS, REPRODUCED, REPRODUCED_WITHIN, WHY_NOT, Figure
+from benchmarks.quality.admission import Admission
+from benchmarks.quality.plan import BASELINES, plan
+from benchmarks.quality.public import FLOOR, GOAL, READS, REPRODUCED_WITHIN, WHY_NOT
 from benchmarks.quality.record import Run
 from benchmarks.quality.words import DATA, NOT_RUN, name_of, of_model, percent, share, table
 
@@ -15,7 +15,8 @@ def leave_one_out_section(runs: Sequence[Run], dataset: str) -> list[str]:
     planned = dict.fromkeys(p.model for p in plan() if (p.dataset, p.protocol) == (dataset, "loo"))
     models = [*planned, *(model for model in dict.fromkeys(run.model for run in runs) if model not in planned)]
     ordered = sorted(models, key=lambda model: -_mean(of_model(runs, model), "ndcg@10"))
-    rows = [_row(of_model(runs, model), model) for model in ordered]
+    admission = Admission(runs, dataset)
+    rows = [_row(of_model(runs, model), model, admission) for model in ordered]
     best, (hr, ndcg) = FLOOR[dataset], GOAL[dataset]
     rows += [
         [f"*best public: {best.model} ({best.source})*", share(best.hr), share(best.ndcg), "", "", ""],
@@ -23,7 +24,9 @@ def leave_one_out_section(runs: Sequence[Run], dataset: str) -> list[str]:
     ]
     head = ["Model", "HR@10", "NDCG@10", "Seeds", "NDCG@10 on validation", "Hours a run"]
     told = [f"{READS[dataset]}\n"] if dataset in READS else []
-    return [f"### {DATA[dataset]}\n", *table(head, rows), _verdict(of_model(runs, "pinrec"), dataset), "", *told]
+    legend = admission.legend([model for model in BASELINES if of_model(runs, model)])
+    reached = _verdict(of_model(runs, "pinrec"), dataset)
+    return [f"### {DATA[dataset]}\n", *table(head, rows), *legend, reached, "", *told]
 
 
 def reproduced(runs: Sequence[Run]) -> list[str]:
@@ -37,25 +40,24 @@ def reproduced(runs: Sequence[Run]) -> list[str]:
         f"At most {REPRODUCED_WITHIN:.0%} below",
         "Source",
     ]
-    rows = [_reproduction([r for r in runs if (r.dataset, r.model) == (f.dataset, f.model)], f) for f in REPRODUCED]
-    missed = [figure for figure, row in zip(REPRODUCED, rows, strict=True) if row[_NEAR] == "no"]
-    why = [
-        f"{name_of(f.model, 'loo')} on {DATA[f.dataset]}: {WHY_NOT.get((f.dataset, f.model), 'not explained yet.')}\n"
-        for f in missed
-    ]
+    rows, why = [], []
+    for public, (here, off, near) in Admission(runs).rows():
+        name = name_of(public.model, "loo")
+        figures = f"{share(public.hr)} / {share(public.ndcg)}"
+        rows.append([name, DATA[public.dataset], figures, here, off, near, public.source])
+        if near == "no":
+            reason = WHY_NOT.get((public.dataset, public.model), "not explained yet.")
+            why.append(f"{name} on {DATA[public.dataset]}: {reason}\n")
     return ["## Public figures reproduced\n", *table(head, rows), *why]
 
 
-_NEAR: Final = 5  # the column that says whether a figure is reproduced
-
-
-def _row(runs: Sequence[Run], model: str) -> list[str]:
+def _row(runs: Sequence[Run], model: str, admission: Admission) -> list[str]:
     if not runs:
         return [name_of(model, "loo"), NOT_RUN, "", "", "", ""]
     hours = mean(run.seconds for run in runs) / 3600
     valid = mean(run.valid["ndcg@10"] for run in runs)
     return [
-        name_of(model, "loo"),
+        admission.named(model, "loo"),
         _spread(runs, "hr@10"),
         _spread(runs, "ndcg@10"),
         str(len(runs)),
@@ -90,13 +92,3 @@ def _verdict(runs: Sequence[Run], dataset: str) -> str:
 
 def _met(met: bool) -> str:
     return "reached" if met else "not reached"
-
-
-def _reproduction(runs: Sequence[Run], public: Figure) -> list[str]:
-    names = [name_of(public.model, "loo"), DATA[public.dataset], f"{share(public.hr)} / {share(public.ndcg)}"]
-    if not runs:
-        return [*names, NOT_RUN, "", "", public.source]
-    hr, ndcg = _mean(runs, "hr@10"), _mean(runs, "ndcg@10")
-    off = (hr / public.hr - 1, ndcg / public.ndcg - 1)
-    near = "yes" if min(off) >= -REPRODUCED_WITHIN else "no"
-    return [*names, f"{share(hr)} / {share(ndcg)}", f"{percent(off[0])} / {percent(off[1])}", near, public.source]

@@ -1,4 +1,4 @@
-"""Every run that docs/quality.md tells of but that of training speed, in the order they are taken: most telling first."""
+"""Every run that docs/quality.md tells of, training speed aside, in the order they are taken: most telling first."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from benchmarks.quality.admission import Admission
 from benchmarks.quality.budgets_record import FOLDER as BUDGETS
 from benchmarks.quality.budgets_record import BudgetRun, read_budgets
 from benchmarks.quality.budgets_report import Pooled, budgets_section
@@ -133,9 +134,9 @@ def render(
     for dataset in ("ml1m", "amazon_beauty"):
         parts += leave_one_out_section(_of(runs, dataset, "loo"), dataset)
     parts += _picture(plots, CURVES, "NDCG@10 on validation over the hours of each run")
-    parts += reproduced([run for run in runs if run.protocol == "loo"])
+    parts += reproduced(runs)
     for dataset in ("kuairand_pure", "ml1m"):
-        parts += disjoint_section(_of(runs, dataset, "disjoint"), dataset)
+        parts += disjoint_section(_of(runs, dataset, "disjoint"), dataset, Admission(runs))
         parts += _picture(plots, BARS.format(dataset), f"equal@n of each model on {DATA[dataset]}")
     swept = {d: _picture(plots, SWEEP.format(d), f"The sweeps of budgets on {DATA[d]}") for d in DATA}
     pictures = {d: line[0] for d, line in swept.items() if line}

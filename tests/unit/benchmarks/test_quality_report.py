@@ -114,6 +114,44 @@ def test_a_reproduction_tells_how_far_off_it_is():
     assert "\nHSTU on Amazon Beauty: its bias of times has nothing to read" in text
 
 
+def test_a_baseline_is_marked_until_it_has_reproduced_all_its_public_figures():
+    def page(**rates):
+        public = {"sasrec": {"amazon_beauty": (0.0986, 0.0597), "ml1m": (0.3152, 0.1821)},
+                  "hstu": {"amazon_beauty": (0.0945, 0.0543)}}  # fmt: skip
+        loo = [
+            run(model, data, test={"hr@10": rates[model] * hr, "ndcg@10": rates[model] * ndcg, "users": 1.0})
+            for model in rates
+            for data, (hr, ndcg) in public[model].items()
+        ]
+        tested = {"sasrec": 0.3, "hstu": 0.2, "pinnerformer": 0.1, "pinrec_uc": 0.4}
+        text = render([*loo, *(disjoint_run(model, rate) for model, rate in tested.items())])
+        return text, text[text.index("## KuaiRand-Pure, disjoint") : text.index("## ML-1M, disjoint")]
+
+    text, section = page(hstu=0.9)
+    for name in ("SASRec, full softmax †", "HSTU †", "PinnerFormer", "popular, all time", "PinRec-UC"):
+        assert row(section, name)
+    assert row(section, "PinRec-UC over SASRec, full softmax † | equal@160")
+    legend = next(line for line in section.splitlines() if line.startswith("†"))
+    assert "SASRec, full softmax: Amazon Beauty not run yet, ML-1M not run yet; " in legend
+    assert "HSTU: Amazon Beauty missed, -10.0 % / -10.0 %; " in legend
+    assert legend.endswith(
+        "No public figure to reproduce: popular, all time; popular, recent; two-tower; PinnerFormer."
+    )
+    beauty = text[text.index("### Amazon Beauty") : text.index("## Public figures")]
+    assert row(beauty, "HSTU †")
+    assert row(beauty, "SASRec, full softmax"), "what has no figure in a table is not marked"
+    assert "SASRec" not in next(line for line in beauty.splitlines() if line.startswith("†"))
+    _, section = page(hstu=0.9, sasrec=0.97)
+    assert row(section, "SASRec, full softmax")
+    assert row(section, "PinRec-UC over SASRec, full softmax | equal@160")
+    assert row(section, "HSTU †")
+    low = run("sasrec", "amazon_beauty", test={"hr@10": 0.0986, "ndcg@10": 0.0597, "users": 1.0})
+    text = render([low, disjoint_run("sasrec", 0.3)])
+    assert row(text, "SASRec, full softmax", "### Amazon Beauty")
+    assert row(text, "SASRec, full softmax †", "## KuaiRand-Pure, disjoint")
+    assert "Amazon Beauty reproduced, +0.0 % / +0.0 %, ML-1M not run yet" in text
+
+
 def test_differences_are_paired_and_a_goal_is_met_only_when_decided():
     runs = [
         disjoint_run(model, rate, fold)
@@ -129,8 +167,8 @@ def test_differences_are_paired_and_a_goal_is_met_only_when_decided():
     better = row(text, "PinRec-MT,OC over PinRec-UC | unordered@10", section)
     assert "none" not in better
     assert better.endswith("| at least +11.0 % | met |")
-    assert row(text, "PinRec-UC over SASRec, full softmax | equal@160", section).endswith("| more | met |")
-    assert row(text, "PinRec-UC over SASRec, full softmax | recall@10", section).endswith("| more | met |")
+    assert row(text, "PinRec-UC over SASRec, full softmax † | equal@160", section).endswith("| more | met |")
+    assert row(text, "PinRec-UC over SASRec, full softmax † | recall@10", section).endswith("| more | met |")
     assert "+50.0 %" in row(text, "PinRec-MT,OC over PinRec-OC | diversity", section)
     assert "| 5 of 5 |" in row(text, "PinRec-MT,OC", section)
     assert "| Model | click | like |" in text[text.index(section) :]
@@ -156,11 +194,11 @@ def test_the_order_of_all_models_is_decided_only_once_every_baseline_has_run():
 def test_what_is_not_comparable_between_families_is_given_for_pinrec_alone():
     text = render([disjoint_run(model, 0.4) for model in ("sasrec", "pinrec")])
     section = "## KuaiRand-Pure, disjoint"
-    assert [cell == "-" for cell in row(text, "SASRec, full softmax", section).split(" | ")[2:7]] == [
+    assert [cell == "-" for cell in row(text, "SASRec, full softmax †", section).split(" | ")[2:7]] == [
         False, False, False, True, True
     ]  # fmt: skip
     assert "-" not in row(text, "PinRec-MT,OC", section).split(" | ")[2:]
-    assert "over SASRec, full softmax | unordered" not in text
+    assert "over SASRec, full softmax † | unordered" not in text
     assert "SASRec" not in text[text.index("### By outcome", text.index(section)) : text.index("## ML-1M, disjoint")]
 
 
