@@ -1,13 +1,20 @@
 """The table of cold items."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 from benchmarks.quality.cold_record import ColdRun
+from benchmarks.quality.settings import differences
 from benchmarks.quality.words import DATA, share, table
 
 
-def cold_section(runs: Sequence[ColdRun]) -> list[str]:
-    """What becomes of items by their events in training; nothing where nothing was measured."""
+def cold_section(runs: Sequence[ColdRun], of: Mapping[str, Any] = MappingProxyType({})) -> list[str]:
+    """What becomes of items by their events in training; nothing where nothing was measured.
+
+    Args:
+        of: settings by data set, see `benchmarks.quality.settings`.
+    """
     if not runs:
         return []
     return [
@@ -20,6 +27,7 @@ def cold_section(runs: Sequence[ColdRun]) -> list[str]:
         "hold. Beside each, in brackets, the same of the most popular unseen items. *Worth*, in the "
         "[town](simulator.md): the true chance of a click on a place. Taken by "
         "`python -m benchmarks.quality.cold`.\n",
+        *differences(runs, of),
         *table(
             ["Data", "Events in training", "Items", "Answers", "Targets", "Recall@10", "Worth"],
             [row for run in runs for row in _rows(run)],

@@ -6,7 +6,7 @@ from itertools import pairwise
 from benchmarks.quality.admission import Admission
 from benchmarks.quality.compare import common, difference, figure
 from benchmarks.quality.plan import ABLATED_FOLDS, ABLATIONS, BASELINES, FOLDS, METHOD, plan
-from benchmarks.quality.public import CLAIM, DIVERSITY_LEAD, LEAD, TRIED, UNORDERED_LEAD
+from benchmarks.quality.public import CLAIM, DIVERSITY_LEAD, FEATURES, LEAD, READS_DISJOINT, TRIED, UNORDERED_LEAD
 from benchmarks.quality.record import Run
 from benchmarks.quality.words import DATA, NOT_RUN, name_of, of_model, percent, relative, share, table, verdict
 
@@ -22,6 +22,7 @@ def disjoint_section(runs: Sequence[Run], dataset: str, admission: Admission) ->
         f"## {DATA[dataset]}, disjoint users\n",
         *_models(runs, dataset, admission),
         *admission.legend(),
+        " ".join([READS_DISJOINT.format(features=FEATURES[dataset]), *_without_features(runs, admission)]) + "\n",
         "### Claims\n",
         *_claims(runs, admission),
         *([f"{TRIED[dataset]}\n"] if dataset in TRIED else []),
@@ -91,6 +92,22 @@ def _models(runs: Sequence[Run], dataset: str, admission: Admission) -> list[str
         values = [share(figure(found, name)) if name in comparable else "-" for name in figures]
         rows.append([admission.named(model), taken, *values, f"{distinct:,.0f}"])
     return table(["Model", _unit(dataset), *figures, "Distinct items in lists of 10"], rows)
+
+
+def _without_features(runs: Sequence[Run], admission: Admission) -> list[str]:
+    """Where PinRec stands beside the best baseline when it is told no features."""
+    equal, without = equal_name(runs), of_model(runs, "no_content")
+    best = _best_baseline(runs, equal)
+    theirs, ours = common(of_model(runs, best), without) if best else ([], [])
+    found = difference(theirs, ours, equal)
+    if best is None or found is None:
+        return []
+    so = "" if found.low > 0 else ": its lead over the baselines rests largely on them"
+    folds = f"the same {len(ours)} folds" if len(ours) > 1 else "the same fold"
+    return [
+        f"Told no features ({name_of('no_content')}, under [ablations](#ablations-on-kuairand-pure-2-folds)), "
+        f"{name_of('pinrec')} has {relative(found)} against {admission.named(best)} in {equal} on {folds}{so}."
+    ]
 
 
 def _unit(dataset: str) -> str:

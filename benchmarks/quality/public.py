@@ -42,6 +42,10 @@ FLOOR: Final = {
 """The best public figures."""
 
 READS: Final = {
+    "ml1m": (
+        "PinRec is told an item's genres, year and the words of its title, and of an event its rating (as an action) "
+        "and its time; SASRec, the best public one too, knows items by their ids and events by their order alone."
+    ),
     "amazon_beauty": (
         "PinRec is told the words and categories of an item's line in items.csv.gz, and how its ASIN begins (its "
         "first 4, 5 and 7 characters, where other items share them: ASINs are given in order, so they say when a "
@@ -54,7 +58,19 @@ READS: Final = {
         "how ASINs begin beside it .0836 after 15."
     ),
 }
-"""What has to be known of who is told what."""
+"""What has to be known of who is told what under leave-one-out."""
+
+FEATURES: Final = {
+    "kuairand_pure": "its tag, author, kind, music, length, and how and when it was uploaded",
+    "ml1m": "its genres, year and the words of its title",
+}
+READS_DISJOINT: Final = (
+    "Who reads what: PinRec and PinnerFormer every event of a history, with action, surface and time; SASRec, HSTU, "
+    "TIGER and the two-tower model the items engaged with alone, HSTU with their times, the two-tower model without "
+    "their order. Of an item PinRec, PinnerFormer and the two-tower model are told its features ({features}) beside its id; "
+    "TIGER makes its codes of them and of the company that the item keeps; SASRec and HSTU know it by its id alone."
+)
+"""The same under disjoint users, with the features of each data set."""
 
 TRIED: Final = {
     "kuairand_pure": (

@@ -29,6 +29,7 @@ from benchmarks.quality.plots import draw_bars, draw_curves, draw_sweeps
 from benchmarks.quality.ranking_record import FOLDER, RankingRun, read_rankings
 from benchmarks.quality.ranking_report import ranking_section
 from benchmarks.quality.record import RESULTS, Run, read_runs
+from benchmarks.quality.settings import recipes
 from benchmarks.quality.words import DATA, NAMES, of_model
 from benchmarks.result import ROOT, BenchmarkError, Result
 from benchmarks.training_speed.record import FOLDER as SPEEDS
@@ -143,8 +144,8 @@ def render(
     parts += budgets_section(budgets, pictures, {run.name: run.config for run in runs})
     parts += ablations(_of(runs, "kuairand_pure", "disjoint"))
     parts += ranking_section(rankings)
-    parts += cold_section(colds)
-    parts += kept_section(kept)
+    parts += cold_section(colds, recipes(runs))
+    parts += kept_section(kept, recipes(runs))
     parts += training_speed_section(speeds)
     return "\n".join([*parts, *_machines(runs), ""])
 
