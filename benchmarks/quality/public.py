@@ -67,8 +67,9 @@ FEATURES: Final = {
 READS_DISJOINT: Final = (
     "Who reads what: PinRec and PinnerFormer every event of a history, with action, surface and time; SASRec, HSTU, "
     "TIGER and the two-tower model the items engaged with alone, HSTU with their times, the two-tower model without "
-    "their order. Of an item PinRec, PinnerFormer and the two-tower model are told its features ({features}) beside its id; "
-    "TIGER makes its codes of them and of the company that the item keeps; SASRec and HSTU know it by its id alone."
+    "their order. Of an item PinRec, PinnerFormer and the two-tower model are told its features ({features}) beside "
+    "its id; TIGER makes its codes of them and of the company that the item keeps; SASRec and HSTU know it by its id "
+    "alone."
 )
 """The same under disjoint users, with the features of each data set."""
 
