@@ -200,13 +200,12 @@ def _contenders(
         "SASRec": partial(SASRec, split, sasrec, config.seed),
     }
     aims, offsets = aims_of(split.training_events, split.log.vocabulary), len(config.model.offsets_s)
-    at_once = 1 if config.generation.in_turn else len(aims)
-    embeddings_a_step = {"unconditioned": 1, "outcome": at_once, "multi_token": at_once * offsets}
     steps = -(-EMBEDDINGS // (len(aims) * offsets)) if protocol == "disjoint" else 1
     embeddings = steps * len(aims) * offsets if protocol == "disjoint" else 1
     for name, mode in PINREC.items():
-        each = embeddings // embeddings_a_step(mode, len(aims), offsets) if protocol == "disjoint" else 1
-        generation = config.generation.model_copy(update={"mode": mode, "steps": each, "default_outcomes": aims})
+        generation = config.generation.model_copy(update={"mode": mode, "default_outcomes": aims})
+        each = embeddings // embeddings_a_step(generation, offsets) if protocol == "disjoint" else 1
+        generation = generation.model_copy(update={"steps": each})
         recipe = PinRecRecipe(config.model, training, generation, epochs)
         makers[name] = partial(PinRec, split, recipe, config.seed)
     return makers, embeddings
@@ -216,9 +215,10 @@ def _epochs(config: ComparisonConfig, steps: int, steps_an_epoch: float) -> int:
     return config.epochs or min(MOST_EPOCHS, max(1, round(steps / max(1.0, steps_an_epoch))))
 
 
-def embeddings_a_step(mode: Mode, outcomes: int, offsets: int) -> int:
-    """How many embeddings of a user a decode step emits, aimed at so many outcomes."""
-    return {"unconditioned": 1, "outcome": outcomes, "multi_token": outcomes * offsets}[mode]
+def embeddings_a_step(generation: GenerationConfig, offsets: int) -> int:
+    """How many embeddings of a user a decode step emits, where there are as many steps as outcomes in turn."""
+    outcomes = 1 if generation.in_turn else len(generation.default_outcomes or {})
+    return {"unconditioned": 1, "outcome": outcomes, "multi_token": outcomes * offsets}[generation.mode]
 
 
 def aims_of(events: EventColumns, vocabulary: Vocabulary) -> dict[str, float]:

@@ -22,7 +22,7 @@ def embeddings_on(dataset: str, split: Split) -> int:
         return EMBEDDINGS[dataset]
     recipe = MODELS["pinrec"].config_for(dataset, "disjoint")
     generation = aimed(recipe.generation, split)
-    return _a_step(generation, len(recipe.model.offsets_s)) * generation.steps
+    return embeddings_a_step(generation, len(recipe.model.offsets_s)) * generation.steps
 
 
 def aimed(generation: GenerationConfig, split: Split) -> GenerationConfig:
@@ -47,17 +47,13 @@ def generating(config: Any, dataset: str, split: Split, embeddings: int) -> Any:
     generation, offsets = aimed(config.generation, split), len(config.model.offsets_s)
     normalised(generation.default_outcomes or {}, split.log.vocabulary)
     if dataset not in EMBEDDINGS:
-        generation = _with(generation, steps=max(1, embeddings // _a_step(generation, offsets)))
-    if (made := _a_step(generation, offsets) * generation.steps) != embeddings:
+        generation = _with(generation, steps=max(1, embeddings // embeddings_a_step(generation, offsets)))
+    if (made := embeddings_a_step(generation, offsets) * generation.steps) != embeddings:
         raise ValueError(
             f"generation: makes {made} embeddings a user, where every model is to make {embeddings}; change its steps, "
             "its default_outcomes or model.offsets_s"
         )
     return replace(config, generation=generation)
-
-
-def _a_step(generation: GenerationConfig, offsets: int) -> int:
-    return embeddings_a_step(generation.mode, len(generation.default_outcomes or {}), offsets)
 
 
 def _with(generation: GenerationConfig, **settings: Any) -> GenerationConfig:
