@@ -198,9 +198,12 @@ def _every(epochs: int, patience: int | None = None) -> dict[str, Settings]:
     return {"disjoint": {"every": epochs, "patience": patience}}
 
 
-def _generating(steps: int, outcomes: Mapping[str, float], offsets_s: tuple[float, ...]) -> Entry:
+def _generating(
+    steps: int, outcomes: Mapping[str, float], offsets_s: tuple[float, ...], in_turn: bool = False
+) -> Entry:
     """PinRec with other embeddings on KuaiRand; its own outcomes are replaced, not merged with."""
-    settings = {"model": {"offsets_s": offsets_s}, "generation": {"steps": steps, "default_outcomes": outcomes}}
+    generation = {"steps": steps, "default_outcomes": outcomes, "in_turn": in_turn}
+    settings = {"model": {"offsets_s": offsets_s}, "generation": generation}
     return replace(_PINREC, settings={**_PINREC.settings, "kuairand_pure disjoint": settings}, weights_of="pinrec")
 
 
@@ -281,6 +284,7 @@ MODELS: Final[dict[str, Entry]] = {
     "impression_negatives": _PINREC.but({"": {"training": {"fine_tune_share": 0.5}}}),
     # Sixteen embeddings of the same weights, so many in each step.
     "e1": _generating(16, {"click": 1.0}, (_DAY_S,)),
+    "e1_in_turn": _generating(16, _KUAIRAND_OUTCOMES, (_DAY_S,), in_turn=True),
     "e4": _generating(4, _KUAIRAND_OUTCOMES, (_DAY_S,)),
     "e16": _generating(1, _KUAIRAND_OUTCOMES, (0.5 * _DAY_S, _DAY_S, 5 * _DAY_S, 10 * _DAY_S)),
 }

@@ -20,7 +20,7 @@ BASELINES: Final = ("popular", "popular_recent", "sasrec", "two_tower", "sasrec_
 METHOD: Final = ("pinrec", "pinrec_oc", "pinrec_uc")
 ABLATIONS: Final = (
     "no_multi_hash", "no_content", "ids_alone", "no_logq", "in_batch_only", "feed_relaxation", "impression_negatives",
-    "no_time", "e1", "e4", "e16",
+    "no_time", "e1", "e1_in_turn", "e4", "e16",
 )  # fmt: skip
 ABLATED_FOLDS: Final = (0, 1)
 BY_TIME: Final = "by_time"

@@ -118,6 +118,7 @@ CLAIM: Final = {
     "impression_negatives": "impression negatives: +2.0 to 4.5 % recall",
     "no_time": "absolute and relative time (no figure)",
     "e1": "16 embeddings a step against one at a time: +16 % unordered recall",
+    "e1_in_turn": "(as above)",
     "e4": "(as above)",
     "e16": "(as above)",
 }

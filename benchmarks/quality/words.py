@@ -30,6 +30,7 @@ NAMES: Final = {
     "impression_negatives": "with impression negatives",
     "no_time": "no time features",
     "e1": "1 embedding a step",
+    "e1_in_turn": "1 embedding a step, outcomes in turn",
     "e4": "4 embeddings a step",
     "e16": "16 embeddings a step",
 }

@@ -13,6 +13,7 @@ from benchmarks.quality.ratios import ratios, spearman
 from benchmarks.quality.record import pack, pack_bits, read_runs, unpack_bits
 from benchmarks.quality.report import plots_of, render
 from benchmarks.quality.run import Prepared, Wanted
+from pinrec.comparison import embeddings_a_step
 from pinrec.contender import PinRec
 from pinrec.generation import generate
 from pinrec.measures import paired_bootstrap
@@ -147,9 +148,9 @@ def test_a_variant_of_generation_has_the_weights_of_the_trained_model(take, tmp_
 
 def test_embeddings_a_step_differ_from_pinrec_in_generation_alone_and_make_sixteen():
     whole = models.MODELS["pinrec"].config_for("kuairand_pure", "disjoint")
-    for name, each in (("e1", 1), ("e4", 4), ("e16", 16)):
+    for name, each in (("e1", 1), ("e1_in_turn", 1), ("e4", 4), ("e16", 16)):
         config = models.MODELS[name].config_for("kuairand_pure", "disjoint")
-        assert len(config.generation.default_outcomes) * len(config.model.offsets_s) == each
+        assert embeddings_a_step(config.generation, len(config.model.offsets_s)) == each
         assert each * config.generation.steps == 16
         model = config.model.model_copy(update={"offsets_s": whole.model.offsets_s})
         assert replace(config, generation=whole.generation, model=model) == whole

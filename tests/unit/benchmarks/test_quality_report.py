@@ -269,12 +269,16 @@ def test_an_ablation_stands_beside_the_whole_on_the_same_folds():
 
 
 def test_embeddings_a_step_are_compared_with_one_a_step():
-    text = render([disjoint_run(model, rate) for model, rate in (("e1", 0.3), ("e16", 0.4), ("pinrec", 0.4))])
+    text = render(
+        [disjoint_run(model, rate) for model, rate in (("e1", 0.3), ("e1_in_turn", 0.4), ("e16", 0.4), ("pinrec", 0.4))]
+    )
     assert "not run yet" in row(text, "4 embeddings a step over 1 embedding a step | unordered@10")
     more = row(text, "16 embeddings a step over 1 embedding a step | unordered@10")
     assert more.split(" | ")[-1].startswith("+")
     claim = row(text, "PinRec-MT,OC over 1 embedding a step | unordered@10")
     assert claim.endswith("| at least +16.0 % | met |")
+    in_turn = row(text, "PinRec-MT,OC over 1 embedding a step, outcomes in turn | unordered@10")
+    assert in_turn.endswith("| at least +16.0 % | none |")
     assert "generating one at a time" in text
     assert "generating one at a time" not in render([disjoint_run("pinrec", 0.4)])
 
@@ -310,7 +314,7 @@ def test_the_plan_holds_every_run_of_the_page_once():
     assert len(of_budgets) == 5 + 3
     for planned in of_budgets:
         assert names.index(planned.name.replace("budgets", "pinrec")) < names.index(planned.name)
-    for model in ("e1", "e4", "e16"):
+    for model in ("e1", "e1_in_turn", "e4", "e16"):
         for fold in range(2):
             of = [f"kuairand_pure-disjoint-{name}-seed0-fold{fold}" for name in ("pinrec", model)]
             assert names.index(of[0]) < names.index(of[1])
