@@ -101,11 +101,11 @@ TRIED: Final = {
         "whose twelve steps look as far, has .3883 / .179 / .247. (2) *In turn with two offsets*, six steps, for "
         "the weights of MT,OC after 4 epochs: at once (200 s and 20 minutes) .4310 / .186 / .262, in turn .4273 / "
         ".196 / .353. (3) *Other offsets* in turn, 18 pairs and five of one, three or four: pairs of a minute or two "
-        "and an hour or more are best (60 s and 20 minutes .4282 / .223 / .344, 60 s and a day .4285 / .228 / .391, 100 s and a day "
-        ".4298 / .226 / .410, 120 s and two hours .4313 / .217 / .366); 20 minutes and a day .4084 / .180 / .393, a "
-        "single one of 200 s in twelve steps .4203 / .200 / .446. The recipe has 100 s and a day, near the best by "
-        "all three. In the list of 120 distinct items OC is no better than UC whatever was tried: it seems that what "
-        "a user rates next depends little on how it will be rated."
+        "and an hour or more are best (60 s and 20 minutes .4282 / .223 / .344, 60 s and a day .4285 / .228 / .391, "
+        "100 s and a day .4298 / .226 / .410, 120 s and two hours .4313 / .217 / .366); 20 minutes and a day .4084 / "
+        ".180 / .393, a single one of 200 s in twelve steps .4203 / .200 / .446. The recipe has 100 s and a day, near "
+        "the best by all three. In the list of 120 distinct items OC is no better than UC whatever was tried: it seems "
+        "that what a user rates next depends little on how it will be rated."
     ),
 }
 """What was done where a goal is not reached, and what the learning curves say."""
