@@ -26,8 +26,8 @@ def table_of(report: Status) -> Table:
     for member in report.ingestors:
         table.add_row(
             f"Ingestor {member['replica']}",
-            f"{member['applied']:,} events applied, {member['lag']:,} behind, {member['duplicates']:,} duplicates, "
-            f"{member['dead_letters']:,} dead letters",
+            f"{member['applied']:,} events applied, {member['lag']:,} behind, {member['owed']:,} lists owed, "
+            f"{member['duplicates']:,} duplicates, {member['dead_letters']:,} dead letters",
         )
     if report.trainer:
         step = f", step {report.trainer['step']} of {report.trainer['steps']}" if report.trainer["steps"] else ""

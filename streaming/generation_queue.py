@@ -56,6 +56,11 @@ class GenerationQueue:
         self._with_sink: deque[_Range] = deque()
         self._gathered: dict[str, None] = {}
 
+    @property
+    def owed(self) -> int:
+        """Lists that are owed, those with the generator included. May be read from any thread."""
+        return len(self._gathered) + sum(len(owed.user_ids) for owed in tuple(self._with_sink))
+
     def add(self, next_offset: int, user_ids: Iterable[str]) -> None:
         """Owe these users up to an offset."""
         self._gathered.update(dict.fromkeys(user_ids))

@@ -161,6 +161,7 @@ class Ingestor:
             halted=self._halted,
             last_error=self._last_error,
             lag=sum(max(0, lane.end - lane.applied) for lane in lanes),
+            owed=sum(lane.generation.owed for lane in lanes if lane.generation),
             partitions={
                 lane.partition: PartitionStatus(
                     position=lane.next,

@@ -32,4 +32,6 @@ class IngestStatus:
     last_error: str | None
     lag: int
     """Events that Kafka holds in this member's partitions and the store does not."""
+    owed: int
+    """Lists for users with new events in these partitions that are not published yet."""
     partitions: dict[int, PartitionStatus]

@@ -179,12 +179,13 @@ def test_owed_generations_are_made_up_for_after_a_restart(tmp_path: Path, kafka_
         query = {"item_type": "query", "query": "red shoes", "action": "search", "item_id": None}
         publish(kafka_settings, [event("eve", 3, **query)])
         eventually(lambda: running.settled(5) and len(set(never.users)) >= 4)
+        assert running.ingestor.status().owed == 4
     assert set(never.users) == {"ann", "bob", "cid", "eve"}
     again = Sink(finish=True)
     with member(tmp_path, kafka_settings, again) as running:
         eventually(lambda: len(set(again.users)) >= 4)
         eventually(lambda: all(p.generated == p.end for p in running.ingestor.status().partitions.values()))
-        assert running.ingestor.status().applied == 0
+        assert (running.ingestor.status().applied, running.ingestor.status().owed) == (0, 0)
     assert set(again.users) == {"ann", "bob", "cid", "eve"}
     third = Sink(finish=True)
     with member(tmp_path, kafka_settings, third) as running:

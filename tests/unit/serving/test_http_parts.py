@@ -246,7 +246,7 @@ def status(**fields):
         **counted({stage: [1.5, 1.5, 1.5, 6_000.0] for stage in STAGES}, [1, 1, 1, 1]),
         "items": {"changed": 6, "deleted": 2, "left_out": 1, "updates": 9, "bad": 0, "lag": 0, "read_age_s": 0.4},
     }  # fmt: skip
-    ingestor = {"applied": 10, "duplicates": 1, "dead_letters": 2, "lag": 5}
+    ingestor = {"applied": 10, "duplicates": 1, "dead_letters": 2, "lag": 5, "owed": 3}
     parts = {"gateways": [replica], "recommenders": [replica], "ingestors": [ingestor, ingestor]} | fields
     return Status(ready=True, degraded=["one thing"], model_version="v000001", users=8, **({"trainer": None} | parts))
 
@@ -302,7 +302,7 @@ def test_the_table_says_of_each_replica_where_its_time_goes_and_what_it_did_not_
     idle = status().recommenders[0] | {"replica": 1, "model_version": None, "staleness_ms": None} | counted({}, [])
     busy = status().gateways[0] | {"replica": 0, "model_version": "v000001"}
     busy |= counted({"wait": [3.0], "read": [0.5, 1.0], "encode": [2.0], "generate": [4.0, 5.0]}, [2, 5])
-    ingestor = {"replica": 0, "applied": 10, "duplicates": 1, "dead_letters": 2, "lag": 5}
+    ingestor = {"replica": 0, "applied": 10, "duplicates": 1, "dead_letters": 2, "lag": 5, "owed": 3}
     said = Console(width=200, file=io.StringIO(), record=True)
     said.print(table_of(status(gateways=[busy], recommenders=[busy, idle], ingestors=[ingestor])))
     rows = [line.strip("│ ") for line in said.export_text().splitlines()]
