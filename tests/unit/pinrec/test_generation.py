@@ -186,6 +186,20 @@ def test_an_answer_does_not_depend_on_who_else_is_in_the_batch(bundle):
         assert [c.score for c in alone] == pytest.approx([c.score for c in found], abs=1e-5)
 
 
+def test_a_whole_batch_is_searched_for_at_once_whatever_its_filters(bundle, monkeypatch):
+    searches, search = [], ItemIndex.search
+
+    def counted(index, q_QD, k):
+        searches.append(len(q_QD))
+        return search(index, q_QD, k)
+
+    monkeypatch.setattr(ItemIndex, "search", counted)
+    asked = [request(n, seed=n, k=5, exclude=frozenset(f"item-{i}" for i in range(n))) for n in (1, 9, 20)]
+    assert [len(found) for found in generate(bundle, asked, GenerationConfig(compression=1.0))] == [5, 5, 5]
+    of_each = [int((row > 0).sum()) for row in embed(bundle, asked, GenerationConfig(compression=1.0)).slots_BE]
+    assert searches == [sum(of_each)]
+
+
 def allowed_rows(bundle, asked):
     seen = set(asked.history.item_ids) if asked.exclude_seen else set()
     return {
