@@ -97,7 +97,7 @@ def _models(runs: Sequence[Run], dataset: str, admission: Admission) -> list[str
 
 def _without_features(runs: Sequence[Run], admission: Admission) -> list[str]:
     """Where PinRec stands beside the best baseline when it is told no features."""
-    equal, without = equal_name(runs), of_model(runs, "no_content")
+    equal, without = equal_name(runs), of_model(runs, "ids_alone")
     best = _best_baseline(runs, equal)
     theirs, ours = common(of_model(runs, best), without) if best else ([], [])
     found = difference(theirs, ours, equal)
@@ -106,7 +106,7 @@ def _without_features(runs: Sequence[Run], admission: Admission) -> list[str]:
     so = "" if found.low > 0 else ": its lead over the baselines rests largely on them"
     folds = f"the same {len(ours)} folds" if len(ours) > 1 else "the same fold"
     return [
-        f"Told no features ({name_of('no_content')}, under [ablations](#ablations-on-kuairand-pure-2-folds)), "
+        f"Told no features ({name_of('ids_alone')}, under [ablations](#ablations-on-kuairand-pure-2-folds)), "
         f"{name_of('pinrec')} has {relative(found)} against {admission.named(best)} in {equal} on {folds}{so}."
     ]
 

@@ -156,7 +156,7 @@ def test_a_baseline_is_marked_until_it_has_reproduced_all_its_public_figures():
 def test_the_page_says_who_is_told_what_and_what_pinrec_is_without_features():
     def told(rate, folds=(0, 1)):
         runs = [disjoint_run("sasrec", 0.4, fold) for fold in range(5)]
-        text = render([*runs, *(disjoint_run("no_content", rate, fold) for fold in folds)])
+        text = render([*runs, *(disjoint_run("ids_alone", rate, fold) for fold in folds)])
         section = text[text.index("## KuaiRand-Pure, disjoint") : text.index("## ML-1M, disjoint")]
         return next(line for line in section.splitlines() if line.startswith("Who reads what"))
 
