@@ -37,7 +37,7 @@ format: $(STAMP) ## Format the code
 bench: $(STAMP) ## The benchmarks on this machine; results as JSON and docs/performance.md
 	@$(BIN)/python -m benchmarks
 
-quality: $(STAMP) ## Runs or resumes the quality benchmark (not training speed) and makes docs/quality.md; DATA=path to the data sets, LIST=1 shows what remains
+quality: $(STAMP) ## The quality benchmark, resumed (training speed aside), and docs/quality.md; DATA=path, LIST=1
 	@$(BIN)/python -m benchmarks.quality.queue --data "$(DATA)" $(if $(LIST),--list)
 
 lock: $(STAMP) ## Refresh requirements.lock after a change of dependencies

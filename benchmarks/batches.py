@@ -10,7 +10,7 @@ from serving.client import PinRecClient
 _SHARED: Final = {
     "read": "reading histories",
     "encode": "encoding what is new in them",
-    "generate": "generating (embeddings, search, filling of lists)",
+    "generate": "embeddings, search and filling of lists",
 }
 PROTOCOL: Final = (
     "Stages: means over the rounds' batches, from /v1/status of the Gateways before and after each. Waiting is of each "
@@ -59,7 +59,7 @@ def _totals(gateways: Sequence[dict[str, Any]]) -> Counter[str]:
     """Queries, batches and ms of each stage since the Gateways' start."""
     total: Counter[str] = Counter()
     for gateway in gateways:
-        sizes, stages = gateway["batch_size"], gateway["stages"]
-        total.update(queries=sizes["sum"], batches=sum(sizes["counts"]), waited=sum(stages["wait"]["counts"]))
+        sizes, stages = gateway["batch_size"], gateway["stages_ms"]
+        total.update(queries=sizes["sum"], batches=sizes["count"], waited=stages["wait"]["count"])
         total.update({stage: stages[stage]["sum"] for stage in ("wait", *_SHARED)})
     return total

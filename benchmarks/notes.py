@@ -17,7 +17,7 @@ _NOTES: Final[Mapping[str, str]] = {
         "Where the time goes, by a sampling profiler on the Gateway at 16 connections: of the time its interpreter's "
         "lock is held, 59 % is the event loop (uvicorn, Serve's direct ingress, ASGI layers; ours about a tenth) and "
         "40 % the thread that makes lists (searching and filling lists 15 points, embeddings 11, writing answers as "
-        "JSON 8, looking up what is kept 4). Batches hold 7.8 queries on average. Tried without gain, queries/s "
+        "JSON 8, looking up what is kept 4). Batches held 7.8 queries then. Tried without gain, queries/s "
         "against those of the program as it is: at most half of those outstanding in a batch, two groups in turn "
         "(1,407 and 1,510 against 1,633 and 1,290); generating on the event loop itself instead of in a thread (1,384 "
         "and 1,286 against 1,491); and earlier, letting the loop turn before a batch, a shorter switch interval, "

@@ -11,6 +11,7 @@ from pydantic import Field
 from pinrec.baselines.contender import Contender
 from pinrec.baselines.popular import Popular, PopularConfig
 from pinrec.baselines.sasrec import SASRec, SASRecConfig
+from pinrec.budget import aims_of_steps
 from pinrec.config import Frozen, GenerationConfig, Mode, ModelConfig, TrainingConfig, Vocabulary
 from pinrec.contender import PinRec, PinRecRecipe
 from pinrec.dataset import EventColumns
@@ -203,7 +204,9 @@ def _contenders(
     steps = -(-EMBEDDINGS // (len(aims) * offsets)) if protocol == "disjoint" else 1
     embeddings = steps * len(aims) * offsets if protocol == "disjoint" else 1
     for name, mode in PINREC.items():
-        generation = config.generation.model_copy(update={"mode": mode, "default_outcomes": aims})
+        # With so many steps, outcomes in turn are one a step.
+        update = {"mode": mode, "default_outcomes": aims, "steps": embeddings}
+        generation = config.generation.model_copy(update=update)
         each = embeddings // embeddings_a_step(generation, offsets) if protocol == "disjoint" else 1
         generation = generation.model_copy(update={"steps": each})
         recipe = PinRecRecipe(config.model, training, generation, epochs)
@@ -216,8 +219,9 @@ def _epochs(config: ComparisonConfig, steps: int, steps_an_epoch: float) -> int:
 
 
 def embeddings_a_step(generation: GenerationConfig, offsets: int) -> int:
-    """How many embeddings of a user a decode step emits, where there are as many steps as outcomes in turn."""
-    outcomes = 1 if generation.in_turn else len(generation.default_outcomes or {})
+    """How many embeddings of a user each of its decode steps emits."""
+    aimed_at = len(generation.default_outcomes or {}) or 1
+    outcomes = int(aims_of_steps(aimed_at, generation.steps, generation.in_turn).shape[1])
     return {"unconditioned": 1, "outcome": outcomes, "multi_token": outcomes * offsets}[generation.mode]
 
 

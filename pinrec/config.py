@@ -197,7 +197,9 @@ class GenerationConfig(Frozen):
     """How answers are made."""
 
     mode: Mode = "multi_token"
-    steps: int = Field(2, ge=1, le=64, description="decode steps; each emits outcomes x offsets embeddings")
+    steps: int = Field(
+        2, ge=1, le=64, description="decode steps; each emits outcomes x offsets embeddings, unless in_turn"
+    )
     in_turn: bool = Field(
         False,
         description="a step aims at one outcome, the next at the next; needs more steps, finds more different items",

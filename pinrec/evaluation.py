@@ -255,6 +255,7 @@ class _Lists:
         number_SE = np.repeat(aims_of_steps(len(aims), steps, in_turn), len(offsets), axis=1)
         self.outcome_SE = torch.tensor([*aims, -1])[number_SE]  # no outcome is number -1, the last one
         self.offset_E = torch.tensor(offsets).repeat(number_SE.shape[1] // len(offsets))
+        self.fed_back = int(np.argmin(offsets))
         # An outcome's share is divided among its embeddings; the last number is that of none, which has no share.
         embeddings = np.bincount(number_SE[number_SE >= 0], minlength=len(aims) + 1)
         share = np.array([*aims.values(), 0.0]) / np.maximum(1, embeddings) / sum(aims.values())
@@ -281,7 +282,7 @@ class _Lists:
             if step + 1 < len(self.outcome_SE):
                 aim = int(outcome_E[0])
                 action = torch.full_like(last, aim if aim >= 0 else min(model.vocabulary.engaging))
-                h_BD = model.decode(model.tokens(e_BED[:, 0], action, surface, now, now), cache)
+                h_BD = model.decode(model.tokens(e_BED[:, self.fed_back], action, surface, now, now), cache)
         made_BED = torch.cat(emitted, 1).numpy()
         share_BE, aimed_BE = (
             np.broadcast_to(of_all, made_BED.shape[:2])

@@ -98,7 +98,10 @@ def _settings(source: Path, application: dict[str, Any]) -> AppSettings:
         settings = AppSettings.model_validate(application.get("args") or {})
     except ValidationError as error:
         raise DeployError(f"{source}: args.{first_problem(error)}") from None
-    for deployment in application.get("deployments") or ():
+    deployments = application.get("deployments") or []
+    if not isinstance(deployments, list):
+        raise DeployError(f"{source}: deployments: must be a list, one entry for each deployment, not {deployments!r}")
+    for deployment in deployments:
         most = deployment.get("max_ongoing_requests") if isinstance(deployment, dict) else None
         if isinstance(most, int) and deployment.get("name") == "Gateway" and most <= settings.serving.most_queries:
             raise DeployError(

@@ -45,9 +45,11 @@ def troubles(
         found += [f"a {name} does not answer: {_last_line(reply)}" for reply in replies if not isinstance(reply, dict)]
     if settings.trainer.enabled:
         leads = answered(trainers)
-        found += (
-            [f"Trainer: {trouble}" for trouble in leads[0]["troubles"]] if leads else ["the Trainer does not answer"]
-        )
+        if leads:
+            found += [f"Trainer: {trouble}" for trouble in leads[0]["troubles"]]
+        else:
+            why = [f": {_last_line(reply)}" for reply in trainers[:1] if not isinstance(reply, dict)]
+            found.append("".join(["the Trainer does not answer", *why]))
     return found
 
 

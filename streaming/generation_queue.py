@@ -34,7 +34,7 @@ class _Range:
 
 
 class GenerationQueue:
-    """Owed generations of one partition. Everything here runs on the poll thread.
+    """Owed generations of one partition. Everything here but `owed` runs on the poll thread.
 
     Args:
         first: offset from which generation is owed.
@@ -58,7 +58,7 @@ class GenerationQueue:
 
     @property
     def owed(self) -> int:
-        """Lists that are owed, those with the generator included. May be read from any thread."""
+        """Lists that are owed, those with the generator included; a user's next event there may call for one more."""
         return len(self._gathered) + sum(len(owed.user_ids) for owed in tuple(self._with_sink))
 
     def add(self, next_offset: int, user_ids: Iterable[str]) -> None:

@@ -21,7 +21,7 @@ class Admission:
         self._figures = [figure for figure in REPRODUCED if dataset in (None, figure.dataset)]
 
     def named(self, model: str, protocol: str = "disjoint") -> str:
-        """The model as the page calls it, marked where a public figure of its is missed or not tried yet."""
+        """The model as the page calls it, marked where one of its public figures is missed or not tried yet."""
         name = name_of(model, protocol)
         return f"{name} {_MARK}" if any(not _within(off) for _, off in self._of(model)) else name
 

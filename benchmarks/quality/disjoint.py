@@ -103,7 +103,7 @@ def _without_features(runs: Sequence[Run], admission: Admission) -> list[str]:
     found = difference(theirs, ours, equal)
     if best is None or found is None:
         return []
-    so = "" if found.low > 0 else ": its lead over the baselines rests largely on them"
+    so = ": its lead over the baselines rests on them" if found.high < 0 else ""
     folds = f"the same {len(ours)} folds" if len(ours) > 1 else "the same fold"
     return [
         f"Told no features ({name_of('ids_alone')}, under [ablations](#ablations-on-kuairand-pure-2-folds)), "

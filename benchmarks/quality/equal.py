@@ -9,7 +9,7 @@ from pinrec.comparison import aims_of, embeddings_a_step
 from pinrec.config import GenerationConfig
 from pinrec.contender import PinRecRecipe
 from pinrec.evaluation import outcome_shares
-from pinrec.protocols import Split
+from pinrec.protocols import ProtocolError, Split
 
 
 def embeddings_on(dataset: str, split: Split) -> int:
@@ -26,12 +26,18 @@ def embeddings_on(dataset: str, split: Split) -> int:
 
 
 def aimed(generation: GenerationConfig, split: Split) -> GenerationConfig:
-    """With a budget over the frequent outcomes of the whole log, so that folds agree, as frequent as in training."""
+    """With a budget over the frequent outcomes of the whole log, so that folds agree, as frequent as in training.
+
+    Raises:
+        ProtocolError: one of them is not in training.
+    """
     if generation.default_outcomes is not None:
         return generation
     frequent = aims_of(split.log.events, split.log.vocabulary)
     shares = outcome_shares(split.training_events, split.log.vocabulary)
-    return _with(generation, default_outcomes={name: shares.get(name, 0.0) for name in frequent})
+    if unknown := [name for name in frequent if name not in shares]:
+        raise ProtocolError(f"action: nobody who is trained on has met with {', '.join(unknown)}; bring a longer log")
+    return _with(generation, default_outcomes={name: shares[name] for name in frequent})
 
 
 def generating(config: Any, dataset: str, split: Split, embeddings: int) -> Any:

@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 
-from pinrec.comparison import Compared, ComparisonConfig, compare
-from pinrec.config import ModelConfig, TrainingConfig
+from pinrec.comparison import Compared, ComparisonConfig, compare, embeddings_a_step
+from pinrec.config import GenerationConfig, ModelConfig, TrainingConfig
+from pinrec.generation import embed
 from pinrec.measures import PerUser
 from pinrec.protocols import disjoint
+from tests.small_bundle import CONFIG, request, small_bundle
 from tests.unit.pinrec.small_split import random_user_log
 
 USERS = 400
@@ -65,3 +67,19 @@ def test_every_model_is_fitted_as_asked_tells_how_far_it_is_and_is_tested_on_the
         assert len(made.found[name].user) == 10
         np.testing.assert_array_equal(made.found[name].user, made.found["Popularity"].user)
         assert set(made.columns) <= set(made.found[name].figures)
+
+
+@pytest.mark.parametrize(
+    ("mode", "steps", "in_turn", "expected"),
+    [
+        ("unconditioned", 6, False, 1), ("outcome", 2, False, 3), ("multi_token", 2, False, 6),
+        ("outcome", 3, True, 1), ("multi_token", 6, True, 2), ("multi_token", 2, True, 4),
+    ],
+)  # fmt: skip
+def test_a_step_makes_as_many_embeddings_as_it_is_said_to(mode, steps, in_turn, expected):
+    """Of three outcomes in turn over two steps, each step aims at two places, one of which is empty once."""
+    outcomes = {"click": 0.5, "save": 0.3, "share": 0.2}
+    generation = GenerationConfig(mode=mode, steps=steps, in_turn=in_turn, default_outcomes=outcomes)
+    bundle = small_bundle(config=CONFIG.model_copy(update={"offsets_s": (0.0, 60.0)}))
+    assert embeddings_a_step(generation, 2) == expected
+    assert embed(bundle, [request()], generation).e_BED.shape[1] == steps * expected

@@ -13,6 +13,7 @@ from pinrec.items import Catalogue, Item
 from pinrec.model import PinRecModel
 from pinrec.protocols import UserLog
 from pinrec.requests import GenerationRequest
+from tests.small_bundle import CONFIG as SMALL
 from tests.small_bundle import small_bundle
 from tests.unit.pinrec.events import log
 
@@ -72,9 +73,11 @@ def test_events_after_the_request_do_not_change_what_is_generated(model):
     np.testing.assert_allclose(lists[0], lists[1], atol=1e-6)
 
 
+@pytest.mark.parametrize("offsets_s", [(0.0, 60.0), (3_600.0, 5.0)], ids=["nearest first", "nearest last"])
 @pytest.mark.parametrize("in_turn", [False, True])
-def test_a_candidate_is_judged_by_the_embeddings_that_serving_makes(in_turn):
-    bundle, searched = small_bundle(), []
+def test_a_candidate_is_judged_by_the_embeddings_that_serving_makes(in_turn, offsets_s):
+    config = SMALL.model_copy(update={"offsets_s": offsets_s})
+    bundle, searched = small_bundle(config=config), []
     past = [("u", "item-3", "click", 1), ("u", "item-8", "save", 40), ("u", "item-9", "click", 90)]
     events = log(*past, ("u", "item-5", "click", 95))
 

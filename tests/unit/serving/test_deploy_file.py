@@ -81,6 +81,15 @@ def test_a_gateway_that_would_hold_queries_where_none_is_refused_is_refused_itse
         file.override(serving={"max_queue": 513})
 
 
+def test_deployments_that_are_no_list_are_named(tmp_path):
+    file = yaml.safe_load(LOCAL.read_text())
+    file["applications"][0]["deployments"] = 5
+    path = tmp_path / "file.yaml"
+    path.write_text(yaml.safe_dump(file))
+    with pytest.raises(DeployError, match="deployments: must be a list"):
+        DeployFile.read(path)
+
+
 def test_what_serve_lets_in_follows_the_queries_that_may_wait(tmp_path):
     settings = AppSettings(state={"root": str(tmp_path)}, serving={"max_queue": 5_000, "max_batch": 10})
     assert build(settings)._bound_deployment.max_ongoing_requests > 5_010

@@ -36,3 +36,10 @@ def test_a_replica_that_fails_is_named_and_leaves_out_only_itself():
     assert troubles(settings, gateways, well, well, []) == ["a Gateway does not answer: The actor died"]
     nobody = asked(RuntimeError("gone"))
     assert troubles(settings, nobody, well, well, []) == ["no Gateway answers", "a Gateway does not answer: gone"]
+
+
+def test_a_trainer_that_fails_says_why():
+    settings, well = AppSettings(trainer={"enabled": True}), [{"replica": 0, "troubles": []}]
+    said = troubles(settings, well, well, well, asked(RuntimeError("Traceback:\n  ...\nout of memory")))
+    assert said == ["the Trainer does not answer: out of memory"]
+    assert troubles(settings, well, well, well, []) == ["the Trainer does not answer"]
