@@ -89,8 +89,9 @@ TRIED: Final = {
         "one, finds more in 160 items than the usual budget (*1 embedding a step*, under "
         "[ablations](#ablations-on-kuairand-pure-2-folds)). That is the reason: a click comes with nearly all of "
         "what is found, so places spent on another outcome go to items that are less often clicked, and a model "
-        "without conditions, which learns from the same events, spends none so. (5) *Outcomes in turn*, one embedding "
-        "a step, for the weights of OC: .4415 / .156 in place of .4474 / .162. Where targets lie minutes apart, "
+        "without conditions, which learns from the same events, spends none so. (5) *Outcomes in turn*, one a "
+        "step: .4415 / .156 in place of .4474 / .162 for the weights of OC, .4412 / .165 in place of .4475 / .167 for "
+        "those of MT,OC; other offsets in turn .4383 to .4423 / .155 to .168. Where targets lie minutes apart, "
         "several offsets pay at an equal number of distinct items too ([ML-1M](#ml-1m-disjoint-users))."
     ),
     "ml1m": (
