@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -248,14 +249,18 @@ def _outcomes(bundle: "Bundle", shares: Sequence[dict[str, float]], most: int, s
         most: outcomes of a row.
         steps, in_turn: see `aims_of_steps`.
     """
-    index, width = bundle.vocabulary.action_index, aims_of_steps(most, steps, in_turn).shape[1]
-    made = {}
-    for names in shares:
-        if id(names) not in made:
-            of_row = np.array([*(index[name] for name in names), ANY])  # no outcome is number -1, the last one
-            aims_SA = of_row[aims_of_steps(len(names), steps, in_turn)]
-            made[id(names)] = np.pad(aims_SA, ((0, 0), (0, width - aims_SA.shape[1])), constant_values=ANY)
+    index = bundle.vocabulary.action_index
+    different = {id(names): tuple(index[name] for name in names) for names in shares}
+    made = {key: _aimed_at(outcomes, most, steps, in_turn) for key, outcomes in different.items()}
     return np.stack([made[id(names)] for names in shares], 1)
+
+
+@lru_cache(maxsize=1_024)
+def _aimed_at(outcomes: tuple[int, ...], most: int, steps: int, in_turn: bool) -> np.ndarray:
+    """int64[S, A], of one row; see `_outcomes`."""
+    width = aims_of_steps(most, steps, in_turn).shape[1]
+    aims_SA = np.array([*outcomes, ANY])[aims_of_steps(len(outcomes), steps, in_turn)]  # -1 is the last: none
+    return np.pad(aims_SA, ((0, 0), (0, width - aims_SA.shape[1])), constant_values=ANY)
 
 
 def _slots(
