@@ -44,8 +44,10 @@ def test_growth_is_one_for_what_grows_in_proportion(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(scale, "_items", lambda *_: next(parts))
     result = scale.measure(tmp_path, True, lambda *_: None)
-    assert result.details["growth_of_search_ms"] == 1
-    assert result.details["growth_of_list_for_16_users_ms"] == 0
+    below, largest, exponents = scale.growth(result.details)
+    assert (below, largest) == (20, 80)
+    assert exponents["search_ms"] == 1
+    assert exponents["list_for_16_users_ms"] == 0
     assert result.details["store_read_us_per_user_at_20"] > 0
     assert (result.ratio, result.curve.x) == (1.0, [20.0, 80.0])
 
