@@ -201,8 +201,7 @@ class GenerationConfig(Frozen):
         2, ge=1, le=64, description="decode steps; each emits outcomes x offsets embeddings, unless in_turn"
     )
     in_turn: bool = Field(
-        False,
-        description="a step aims at one outcome, the next at the next; needs more steps, finds more different items",
+        False, description="a step aims at one outcome, the next one at the next; more steps then look farther ahead"
     )
     compression: float = Field(0.95, gt=-1, le=1, description="embeddings with a higher cosine are merged")
     overfetch: float = Field(2.0, ge=1, description="candidates fetched per slot before filters")

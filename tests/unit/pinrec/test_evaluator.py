@@ -11,6 +11,7 @@ from pinrec.baselines.contender import top_unseen
 from pinrec.baselines.popular import Popular, PopularConfig
 from pinrec.measures import measure
 from pinrec.protocols import disjoint, leave_one_out
+from tests.unit.pinrec.plain_figures import figures_of
 from tests.unit.pinrec.small_split import VOCABULARY, user_log
 
 ITEMS, USERS, E, K = 14, 60, 3, 4
@@ -57,25 +58,6 @@ def cut(mine, protocol):
     return seen, met
 
 
-def figures(listed, found, met):
-    """Of one user, from a list of E x K items and the K of each embedding."""
-    top, anywhere = listed[:K], [item for row in found for item in row]
-    gain = sum(1 / math.log2(rank + 2) for rank, item in enumerate(top) if item in met)
-    ideal = sum(1 / math.log2(rank + 2) for rank in range(min(K, len(met))))
-    mine = {
-        f"hr@{K}": float(any(item in met for item in top)),
-        f"ndcg@{K}": gain / ideal,
-        f"recall@{K}": sum(item in top for item in met) / len(met),
-        f"unordered@{K}": sum(item in anywhere for item in met) / len(met),
-        f"equal@{E * K}": sum(item in listed for item in met) / len(met),
-        "diversity": len(set(anywhere)) / max(1, len(anywhere)),
-    }
-    for action in ACTIONS:
-        of = [item for item, actions in met.items() if action in actions]
-        mine[f"unordered@{K}:{action}"] = sum(item in anywhere for item in of) / len(of) if of else math.nan
-    return mine
-
-
 def agree(per_user, expected):
     assert per_user.user.tolist() == list(expected)
     assert per_user.figures.keys() == next(iter(expected.values())).keys()
@@ -102,7 +84,8 @@ def test_figures_of_tied_scores_are_those_that_follow_from_the_events(seed, prot
         if met:
             score = contender.scores[user]
             lists.append(best(score.sum(0), seen, E * K))
-            expected[user] = figures(lists[-1], [best(score[e], seen, K) for e in range(E)], met)
+            found = [best(score[e], seen, K) for e in range(E)]
+            expected[user] = figures_of(lists[-1], found, met, ACTIONS, K)
     per_user = measure(contender, split.test, E, K)
     agree(per_user, expected)
     assert per_user.distinct == len({item for listed in lists for item in listed[:K]})
@@ -127,5 +110,6 @@ def test_figures_of_what_is_popular_follow_from_the_events_trained_on(seed):
     for user in split.test.user.tolist():
         seen, met = cut([row for row in rows if row[0] == user], "disjoint")
         listed = best(count, seen, E * K)
-        expected[user] = figures(listed, [listed[e * K : (e + 1) * K] for e in range(E)], met)
+        found = [listed[e * K : (e + 1) * K] for e in range(E)]
+        expected[user] = figures_of(listed, found, met, ACTIONS, K)
     agree(measure(Popular(split, PopularConfig()), split.test, E, K), expected)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pinrec.measures import Difference, measure, paired_bootstrap
 from pinrec.protocols import Cases
+from tests.unit.pinrec.plain_figures import figures_of
 
 ACTIONS = ("click", "save", "hide")
 MOST_ITEMS = 14
@@ -51,24 +52,11 @@ def retrievals(draw, embeddings, k):
 
 
 def slow_figures(targets, outcomes, listed, found, k):
-    """One user's figures in plain Python."""
-    targets, top = list(targets), [row for row in listed[:k] if row >= 0]
-    gain = sum(1 / math.log2(1 + rank) for rank, row in enumerate(top, 1) if row in targets)
-    best = sum(1 / math.log2(1 + rank) for rank in range(1, min(k, len(targets)) + 1))
-    anywhere = {row for part in found for row in part if row >= 0}
-    retrieved = [row for part in found for row in part if row >= 0]
-    figures = {
-        f"hr@{k}": float(any(row in targets for row in top)),
-        f"ndcg@{k}": gain / best,
-        f"recall@{k}": sum(t in top for t in targets) / len(targets),
-        f"unordered@{k}": sum(t in anywhere for t in targets) / len(targets),
-        f"equal@{len(listed)}": sum(t in listed for t in targets) / len(targets),
-        "diversity": len(anywhere) / len(retrieved) if retrieved else 0.0,
+    met = {
+        item: {name for name, with_it in zip(ACTIONS, mine, strict=True) if with_it}
+        for item, mine in zip(targets.tolist(), outcomes, strict=True)
     }
-    for a, name in enumerate(ACTIONS):
-        those = [t for t, met in zip(targets, outcomes, strict=True) if met[a]]
-        figures[f"unordered@{k}:{name}"] = sum(t in anywhere for t in those) / len(those) if those else math.nan
-    return figures
+    return figures_of(listed, found, met, ACTIONS, k)
 
 
 @settings(max_examples=150, deadline=None)
